@@ -1,0 +1,121 @@
+"""Piecewise-linear tables with uniform segments in local form, fitted with quantised coefficients.
+
+A table maps an unsigned code ``x`` of ``index_bits + low_bits`` bits to
+``y = base[x >> low_bits] + ((slope[x >> low_bits] * low + half) >> slope_shift)`` with
+``low = x & (2**low_bits - 1)`` and ``half = 2**(slope_shift - 1)``; ``>>`` floors. Uniform
+segments need no comparators: the index is the top bits of the code.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+__all__ = [
+    "EXP2_FRACTION_BITS",
+    "VALUE_FRACTION_BITS",
+    "UniformTable",
+    "exp2_table",
+    "reciprocal_table",
+    "rsqrt_table",
+]
+
+EXP2_FRACTION_BITS = 12
+VALUE_FRACTION_BITS = 15
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformTable:
+    """A fitted table; all members are plain integers.
+
+    Members
+    -------
+    name : str
+    index_bits, low_bits : int
+        The input code has ``index_bits + low_bits`` bits.
+    slope_shift : int
+        Fraction bits of the slope against one step of the low bits.
+    base, slope : tuple of int
+        ``2**index_bits`` entries; the value has :data:`VALUE_FRACTION_BITS` fraction bits.
+    """
+
+    name: str
+    index_bits: int
+    low_bits: int
+    slope_shift: int
+    base: tuple[int, ...]
+    slope: tuple[int, ...]
+
+    @property
+    def input_bits(self) -> int:
+        """Width of the input code."""
+        return self.index_bits + self.low_bits
+
+    def evaluate(self, code: torch.Tensor) -> torch.Tensor:
+        """Table value of every code (int64)."""
+        index = code >> self.low_bits
+        low = code & ((1 << self.low_bits) - 1)
+        base = torch.tensor(self.base)[index]
+        slope = torch.tensor(self.slope)[index]
+        return base + ((slope * low + (1 << (self.slope_shift - 1))) >> self.slope_shift)
+
+
+def _fit_segment(target: np.ndarray, slope_shift: int, pinned: bool) -> tuple[int, int]:
+    """Base and slope of least maximum error over a segment's codes; exact at 0 if pinned."""
+    low = np.arange(len(target))
+    chord = (target[-1] - target[0]) / (len(target) - 1)
+    best: tuple[float, int, int] | None = None
+    for slope in range(*(round(chord * 2**slope_shift) + delta for delta in (-2, 3))):
+        line = (slope * low + (1 << (slope_shift - 1))) >> slope_shift
+        gap = target - line
+        middle = (gap.max() + gap.min()) / 2
+        for base in {round(target[0])} if pinned else {int(np.floor(middle)), int(np.ceil(middle))}:
+            error = float(np.abs(gap - base).max())
+            if best is None or error < best[0]:
+                best = (error, base, slope)
+    if best is None:
+        raise ValueError("A segment must have at least two codes")
+    return best[1], best[2]
+
+
+def _fit(
+    name: str,
+    function: Callable[[np.ndarray], np.ndarray],
+    index_bits: int,
+    low_bits: int,
+    slope_shift: int,
+) -> UniformTable:
+    codes = np.arange(1 << (index_bits + low_bits))
+    target = function(codes) * 2.0**VALUE_FRACTION_BITS
+    segments = target.reshape(1 << index_bits, 1 << low_bits)
+    fitted = [_fit_segment(row, slope_shift, index == 0) for index, row in enumerate(segments)]
+    base, slope = zip(*fitted, strict=True)
+    return UniformTable(name, index_bits, low_bits, slope_shift, base, slope)
+
+
+@functools.cache
+def exp2_table(index_bits: int = 5) -> UniformTable:
+    """``2**F`` in [1, 2) for a 12-bit fraction F; exact at 0."""
+    low = EXP2_FRACTION_BITS - index_bits
+    return _fit("exp2", lambda x: 2.0 ** (x / 2.0**EXP2_FRACTION_BITS), index_bits, low, 6)
+
+
+@functools.cache
+def reciprocal_table(index_bits: int = 5) -> UniformTable:
+    """``1/m`` in (0.5, 1] for m = 1 + code / 2**15 in [1, 2); exact at 1."""
+    low = VALUE_FRACTION_BITS - index_bits
+    return _fit("reciprocal", lambda x: 1 / (1 + x / 2.0**15), index_bits, low, 10)
+
+
+@functools.cache
+def rsqrt_table(index_bits: int = 5) -> UniformTable:
+    """``1/sqrt(m)`` in (0.5, 1]: code < 2**15 is m = 1 + code / 2**15, above it 2 * (1 + rest)."""
+
+    def function(x: np.ndarray) -> np.ndarray:
+        octave, rest = np.divmod(x, 1 << VALUE_FRACTION_BITS)
+        return 1 / np.sqrt((1 + rest / 2.0**VALUE_FRACTION_BITS) * 2.0**octave)
+
+    low = VALUE_FRACTION_BITS + 1 - index_bits
+    return _fit("rsqrt", function, index_bits, low, 11)
