@@ -65,7 +65,7 @@ class BlockBeat(data.StructLayout):
             raise ValueError(
                 f"Lanes of a beat must divide the block size ({format.block_size}), not {lanes}"
             )
-        self.format = format
+        self.block_format = format
         self.lanes = lanes
         super().__init__(
             {
@@ -79,6 +79,6 @@ class BlockWord(data.ArrayLayout):
     """One whole block of each of ``rows`` rows: what a matrix engine takes a cycle."""
 
     def __init__(self, *, format: BlockFormat, rows: int):
-        self.format = format
+        self.block_format = format
         self.rows = rows
         super().__init__(BlockBeat(format=format, lanes=format.block_size), rows)
