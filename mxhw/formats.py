@@ -6,6 +6,7 @@ A block is ``block_size`` elements and one E8M0 scale byte ``s``; an element's v
 """
 
 import dataclasses
+import functools
 import re
 
 import numpy as np
@@ -194,6 +195,7 @@ _PATTERN = re.compile(r"mx(?:int(?P<int>\d+)|fp(?P<bits>[468])(?:_(?P<float>e\dm
 _DEFAULT_FLOAT = {"4": "e2m1", "6": "e2m3", "8": "e4m3"}
 
 
+@functools.cache
 def parse_format(text: str) -> BlockFormat:
     """Block format of a name such as ``mxint8``, ``mxfp4``, ``mxfp6_e3m2`` or ``mxint4_b16``.
 

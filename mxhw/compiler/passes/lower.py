@@ -1,0 +1,214 @@
+"""Formats for every edge, and the operators of :mod:`mxhw.ops` in place of modules."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from mxhw import ops
+from mxhw.compiler.frontend import source_line
+from mxhw.compiler.passes.base import GraphPass, LoweringOptions
+from mxhw.compiler.passes.simplify import swiglu_marker
+from mxhw.errors import UserError
+from mxhw.formats import BlockFormat
+from mxhw.models.llama import CausalAttention, KeyValueCache, Positions, RMSNorm, Rope
+from mxhw.sw.golden.cache import KeyStore, ValueStore
+from mxhw.sw.golden.tensor import quantize
+
+__all__ = ["AppendArgmax", "AssignFormats", "LowerOperators"]
+
+
+def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+class AssignFormats(GraphPass):
+    """Narrow blocks where every reader is a matrix operand or a cache, wide blocks elsewhere."""
+
+    name = "assign-formats"
+    summary = "matrix operands, keys and values are narrow; sums and pointwise inputs are wide"
+
+    def run(self, module: fx.GraphModule, options: LoweringOptions) -> None:
+        for node in module.graph.nodes:
+            narrow = bool(node.users) and all(self._reads_narrow(module, u) for u in node.users)
+            node.meta["format"] = options.activation_format if narrow else options.wide_format
+
+    @staticmethod
+    def _reads_narrow(module: fx.GraphModule, user: fx.Node) -> bool:
+        return isinstance(_module(module, user), (nn.Linear, CausalAttention, KeyValueCache))
+
+
+class LowerOperators(GraphPass):
+    """Replace modules and functions by operators with quantised constants.
+
+    Shapes that hardware needs are checked here: vectors are whole blocks.
+    """
+
+    name = "lower-operators"
+    summary = "modules become operators on MX blocks, weights are quantised"
+
+    def run(self, module: fx.GraphModule, options: LoweringOptions) -> None:
+        self._module = module
+        self._options = options
+        self._constants: dict[tuple[int, float, str], str] = {}
+        self._replaced: dict[fx.Node, Any] = {}
+        # Only a model with an embedding ends in logits; another one ends in MX blocks.
+        self._has_vocabulary = any(
+            isinstance(_module(module, n), nn.Embedding) for n in module.graph.nodes
+        )
+        for node in list(module.graph.nodes):
+            if node.op in ("placeholder", "output"):
+                continue
+            with module.graph.inserting_before(node):
+                new = self._lower(node)
+            self._replaced[node] = new
+            if isinstance(new, fx.Node):
+                new.meta.update(node.meta, source=source_line(node), origin=str(node.target))
+                new.stack_trace = node.stack_trace
+                node.replace_all_uses_with(new)
+        for node in reversed(list(module.graph.nodes)):
+            if node in self._replaced:
+                node.users.clear()
+                module.graph.erase_node(node)
+
+    def _call(self, function: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return self._module.graph.call_function(function, args, kwargs)
+
+    def _constant(self, tensor: torch.Tensor, scale: float, format: BlockFormat) -> fx.Node:
+        key = (tensor.data_ptr(), scale, format.name)
+        if key not in self._constants:
+            name = f"constant_{len(self._constants)}"
+            setattr(self._module, name, quantize(tensor.detach().double() * scale, format))
+            self._constants[key] = name
+        return self._module.graph.create_node("get_attr", self._constants[key])
+
+    def _check_width(self, node: fx.Node, what: str, width: int) -> None:
+        size = self._options.activation_format.block_size
+        if width % size:
+            raise UserError(
+                f"{what} at {source_line(node)} must be a multiple of the block size ({size}), "
+                f"not {width}"
+            )
+
+    def _lower(self, node: fx.Node) -> Any:
+        format = node.meta["format"].name
+        if node.op == "call_function":
+            return self._lower_function(node, format)
+        inner = _module(self._module, node)
+        if isinstance(inner, nn.Embedding):
+            self._check_width(node, "Width of the embedding", inner.embedding_dim)
+            table = self._constant(inner.weight, 1.0, self._options.weight_format)
+            return self._call(ops.embedding, table, node.args[0], format=format)
+        if isinstance(inner, nn.Linear):
+            return self._lower_linear(node, inner, format)
+        if isinstance(inner, RMSNorm):
+            weight = self._constant(inner.weight, 1.0, self._options.wide_format)
+            return self._call(
+                ops.rms_norm, node.args[0], weight, epsilon=inner.eps, dim=inner.dim, format=format
+            )
+        if isinstance(inner, Rope):
+            self._check_width(node, "Head size", inner.head_size)
+            return self._call(
+                ops.rope,
+                *node.args,
+                context=inner.context,
+                head_size=inner.head_size,
+                theta=inner.theta,
+                format=format,
+            )
+        if isinstance(inner, nn.SiLU):
+            return self._call(ops.silu, node.args[0], format=format)
+        if isinstance(inner, KeyValueCache):
+            return self._lower_cache(node, inner)
+        if isinstance(inner, CausalAttention):
+            return self._lower_attention(node, inner, format)
+        if isinstance(inner, Positions):
+            return self._call(_positions, node.args[0])
+        raise UserError(f"Module {type(inner).__name__} at {source_line(node)} has no operator")
+
+    def _lower_linear(self, node: fx.Node, inner: nn.Linear, format: str) -> fx.Node:
+        self._check_width(node, "Input width of the Linear", inner.in_features)
+        self._check_width(node, "Output width of the Linear", inner.out_features)
+        scale = node.meta.get("weight_scale", 1.0)
+        weight = self._constant(inner.weight, scale, self._options.weight_format)
+        if self._has_vocabulary and any(user.op == "output" for user in node.users):
+            return self._call(ops.logits, node.args[0], weight)
+        return self._call(ops.linear, node.args[0], weight, format=format)
+
+    def _lower_function(self, node: fx.Node, format: str) -> Any:
+        if node.target is operator.add:
+            return self._call(ops.add, *node.args, format=format)
+        if node.target is swiglu_marker:
+            return self._call(ops.swiglu, *node.args, format=format)
+        if node.target is functional.silu:
+            return self._call(ops.silu, node.args[0], format=format)
+        if node.target is operator.getitem:
+            pair = self._replaced[node.args[0]]
+            return pair[node.args[1]]
+        raise UserError(f"Function {node.target} at {source_line(node)} has no operator")
+
+    def _lower_cache(self, node: fx.Node, inner: KeyValueCache) -> tuple[fx.Node, fx.Node]:
+        context, kv_heads, head_size = inner.keys.shape
+        keys, values, position = node.args
+        result = []
+        for function, store, rows in (
+            (ops.key_cache, KeyStore, keys),
+            (ops.value_cache, ValueStore, values),
+        ):
+            name = f"{function.__name__}_{node.name}"
+            state = store(context, kv_heads * head_size, self._options.activation_format)
+            setattr(self._module, name, state)
+            attribute = self._module.graph.create_node("get_attr", name)
+            new = self._call(function, rows, position, attribute)
+            new.meta.update(node.meta, source=source_line(node), origin=str(node.target))
+            new.stack_trace = node.stack_trace
+            result.append(new)
+        return result[0], result[1]
+
+    def _lower_attention(
+        self, node: fx.Node, inner: CausalAttention, format: str
+    ) -> fx.Node:
+        query, keys, values, position = (self._replaced.get(a, a) for a in node.args)
+        self._check_width(node, "Head size", inner.head_size)
+        narrow = self._options.activation_format.name
+        logits = self._call(
+            ops.scores, query, keys, heads=inner.heads, kv_heads=inner.kv_heads
+        )
+        probabilities = self._call(
+            ops.softmax, logits, values, position, kv_heads=inner.kv_heads, format=narrow
+        )
+        for new in (logits, probabilities):
+            new.meta.update(node.meta, source=source_line(node), origin=str(node.target))
+            new.stack_trace = node.stack_trace
+        return self._call(
+            ops.attention_values,
+            probabilities,
+            values,
+            kv_heads=inner.kv_heads,
+            format=format,
+            wide=self._options.wide_format.name,
+        )
+
+
+def _positions(tokens: torch.Tensor) -> torch.Tensor:
+    """Positions 0 .. T - 1 of a sequence of tokens."""
+    return torch.arange(tokens.shape[-1])
+
+
+class AppendArgmax(GraphPass):
+    """Let a decode step return the greedy token besides the logits."""
+
+    name = "append-argmax"
+    summary = "the decode step also chooses the next token"
+
+    def run(self, module: fx.GraphModule, options: LoweringOptions) -> None:
+        output = next(n for n in module.graph.nodes if n.op == "output")
+        result = output.args[0]
+        if not isinstance(result, fx.Node) or result.target is not ops.logits:
+            return
+        with module.graph.inserting_before(output):
+            token = module.graph.call_function(ops.argmax, (result,))
+        token.meta.update(result.meta)
+        output.args = ((token, result),)
