@@ -183,8 +183,25 @@ class Design:
         ]
         raise UserError(f"The design has no stream '{name}'{_similar(name, known)}")
 
-    def find_signal(self, name: str) -> tuple[Signal, tuple[str, ...]]:
-        """Return the signal ``name`` and its path in the emitted hierarchy.
+    def path_of_signal(self, signal: Signal, name: str) -> tuple[str, ...]:
+        """Return the path of ``signal`` in the emitted hierarchy.
+
+        Raises
+        ------
+        UserError
+            If the signal is not used in the design; ``name`` is for the message.
+        """
+        for port, (value, _direction) in self.ports.items():
+            if value is signal:
+                return (port,)
+        fragment = self.prepared.signal_lca.get(signal)
+        if fragment is None:
+            raise UserError(f"Signal '{name}' is not used in the design")
+        info = self.prepared.fragments[fragment]
+        return (*info.name[1:], info.signal_names[signal])
+
+    def find_signal(self, name: str) -> Signal:
+        """Return the signal ``name``: a port or an inner signal.
 
         Raises
         ------
@@ -197,10 +214,10 @@ class Design:
             info = self.prepared.fragments[self._fragments[scope]]
             wanted = rest.replace(".", "__")
             if not scope and wanted in self.ports:
-                return self.ports[wanted][0], (wanted,)
+                return self.ports[wanted][0]
             for signal, emitted in info.signal_names.items():
                 if emitted == wanted:
-                    return signal, (*info.name[1:], emitted)
+                    return signal
                 known.append(f"{scope}.{emitted}" if scope else emitted)
         raise UserError(f"The design has no signal '{name}'{_similar(name, known)}")
 

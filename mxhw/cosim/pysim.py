@@ -189,7 +189,7 @@ class PysimEngine(Engine):
             self._sim.step_design()
 
     def _peek(self, name: str) -> int:
-        signal, _path = self.design.find_signal(name)
+        signal = self.design.find_signal(name)
         return self._sim.get_value(signal) & ((1 << len(signal)) - 1)
 
     def _poke(self, name: str, value: int) -> None:

@@ -1,0 +1,25 @@
+"""RTLIL to C++: the part that runs Yosys, in a process of its own.
+
+Usage: ``python -m mxhw.cosim._translate input.il output.cc``. Yosys writes its log to the standard
+output and may end the process, so the engine does not load it.
+"""
+
+import sys
+
+__all__ = ["main"]
+
+#: All of CXXRTL's optimisations, and debug information for inner signals that they remove.
+WRITE_OPTIONS = "-O6 -g4"
+
+
+def main(source: str, target: str) -> None:
+    """Translate the RTLIL file ``source`` to the C++ file ``target``."""
+    from pyosys import libyosys
+
+    design = libyosys.Design()
+    libyosys.run_pass(f'read_rtlil "{source}"', design)
+    libyosys.run_pass(f'write_cxxrtl {WRITE_OPTIONS} "{target}"', design)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,164 @@
+"""Joins and splits of streams that follow a static schedule: one command, then a run of transfers."""
+
+from amaranth import Module, Signal, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import bits_for
+
+__all__ = ["RouteCommand", "StreamRoute", "StreamSelect"]
+
+
+class RouteCommand(data.StructLayout):
+    """Which port, and how many transfers to pass."""
+
+    def __init__(self, *, ports: int, count_bits: int):
+        self.ports = ports
+        self.count_bits = count_bits
+        super().__init__(
+            {"port": unsigned(bits_for(ports - 1)), "count": unsigned(count_bits)}
+        )
+
+
+def _check(ports: int, count_bits: int) -> None:
+    if not isinstance(ports, int) or ports < 1:
+        raise ValueError(f"Number of ports must be a positive integer, not {ports!r}")
+    if not isinstance(count_bits, int) or count_bits < 1:
+        raise ValueError(f"Width of the count must be a positive integer, not {count_bits!r}")
+
+
+class _Scheduled(wiring.Component):
+    """The command register that both directions share: a port and transfers left to pass."""
+
+    def _schedule(self, m: Module, transfer) -> tuple[Signal, Signal]:
+        port = Signal(bits_for(self.ports - 1))
+        left = Signal(self.count_bits)
+        busy = Signal()
+        last = Signal()
+        m.d.comb += [
+            busy.eq(left != 0),
+            last.eq(left == 1),
+            self.i_command.ready.eq(~busy | (last & transfer)),
+        ]
+        with m.If(transfer):
+            m.d.sync += left.eq(left - 1)
+        with m.If(self.i_command.valid & self.i_command.ready):
+            m.d.sync += [
+                port.eq(self.i_command.payload.port),
+                left.eq(self.i_command.payload.count),
+            ]
+        return port, busy
+
+
+class StreamSelect(_Scheduled):
+    """Pass runs of transfers from one of several inputs to one output.
+
+    Contract: each command passes ``count`` transfers of input ``port`` unchanged and in order;
+    ``count`` 0 passes none. Inputs that are not selected wait.
+
+    Parameters
+    ----------
+    shape : ShapeLike
+        Payload.
+    ports : int
+        Number of inputs.
+    count_bits : int
+        Width of the count.
+
+    Members
+    -------
+    i : array of In(stream)
+    i_command : In(stream of RouteCommand)
+    o : Out(stream)
+
+    Timing
+    ------
+    A transfer passes in the cycle it arrives; consecutive commands follow without a gap.
+
+    Cost
+    ----
+    A multiplexer of ``ports`` payloads and two counters.
+    """
+
+    def __init__(self, *, shape, ports: int, count_bits: int):
+        _check(ports, count_bits)
+        self.ports = ports
+        self.count_bits = count_bits
+        command = RouteCommand(ports=ports, count_bits=count_bits)
+        super().__init__(
+            {
+                "i": In(stream.Signature(shape)).array(ports),
+                "i_command": In(stream.Signature(command)),
+                "o": Out(stream.Signature(shape)),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        port, busy = self._schedule(m, self.o.valid & self.o.ready)
+        with m.Switch(port):
+            for index in range(self.ports):
+                with m.Case(index):
+                    m.d.comb += [
+                        self.o.payload.eq(self.i[index].payload),
+                        self.o.valid.eq(self.i[index].valid & busy),
+                        self.i[index].ready.eq(self.o.ready & busy),
+                    ]
+        return m
+
+
+class StreamRoute(_Scheduled):
+    """Pass runs of transfers from one input to one of several outputs.
+
+    Contract: each command passes ``count`` transfers to output ``port`` unchanged and in order;
+    ``count`` 0 passes none.
+
+    Parameters
+    ----------
+    shape : ShapeLike
+        Payload.
+    ports : int
+        Number of outputs.
+    count_bits : int
+        Width of the count.
+
+    Members
+    -------
+    i : In(stream)
+    i_command : In(stream of RouteCommand)
+    o : array of Out(stream)
+
+    Timing
+    ------
+    A transfer passes in the cycle it arrives; consecutive commands follow without a gap.
+
+    Cost
+    ----
+    Two counters; the payload fans out.
+    """
+
+    def __init__(self, *, shape, ports: int, count_bits: int):
+        _check(ports, count_bits)
+        self.ports = ports
+        self.count_bits = count_bits
+        command = RouteCommand(ports=ports, count_bits=count_bits)
+        super().__init__(
+            {
+                "i": In(stream.Signature(shape)),
+                "i_command": In(stream.Signature(command)),
+                "o": Out(stream.Signature(shape)).array(ports),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        port, busy = self._schedule(m, self.i.valid & self.i.ready)
+        for index in range(self.ports):
+            m.d.comb += [
+                self.o[index].payload.eq(self.i.payload),
+                self.o[index].valid.eq(self.i.valid & busy & (port == index)),
+            ]
+        with m.Switch(port):
+            for index in range(self.ports):
+                with m.Case(index):
+                    m.d.comb += self.i.ready.eq(self.o[index].ready & busy)
+        return m
