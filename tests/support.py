@@ -91,7 +91,9 @@ def pack_lanes(values: Iterable[int], width: int) -> int:
     mask = (1 << width) - 1
     lanes = [int(value) & mask for value in values]
     if width % 8 == 0:
-        return int.from_bytes(b"".join(lane.to_bytes(width // 8, "little") for lane in lanes), "little")
+        return int.from_bytes(
+            b"".join(lane.to_bytes(width // 8, "little") for lane in lanes), "little"
+        )
     bits = 0
     for lane in reversed(lanes):
         bits = (bits << width) | lane

@@ -5,7 +5,6 @@ import operator
 import re
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.nn import functional
 
@@ -139,5 +138,3 @@ def check_supported(graph: fx.GraphModule) -> None:
         lines = "".join(f"\n  {problem}" for problem in problems)
         plural = "" if len(problems) == 1 else "s"
         raise UserError(f"{len(problems)} unsupported operation{plural} in the model:{lines}")
-
-

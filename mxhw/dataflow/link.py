@@ -30,9 +30,11 @@ def payload_shape(port: Any) -> Any:
 
 def _name(port: Any) -> str:
     # A payload is named after the port it belongs to; the port itself has no name.
-    return str(getattr(port.payload, "name", None) or port.payload.as_value().name).removesuffix(
-        "__payload"
-    ).replace("__", ".")
+    return (
+        str(getattr(port.payload, "name", None) or port.payload.as_value().name)
+        .removesuffix("__payload")
+        .replace("__", ".")
+    )
 
 
 def link(m: Module, source: Any, sink: Any) -> None:

@@ -1,17 +1,12 @@
 """The tap on the logits: all of them to the arg-max, a copy to the host where it was asked for."""
 
-from amaranth import Module, Signal, signed, unsigned
-from amaranth.lib import data, stream, wiring
+from amaranth import Module, Signal, unsigned
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from mxhw.sw.golden.linear import FIXED_BITS
+from mxhw.dataflow.fixed import FixedBeat
 
-__all__ = ["LogitsTap", "fixed_beat"]
-
-
-def fixed_beat(lanes: int) -> data.ArrayLayout:
-    """Shape of a beat of fixed-point values."""
-    return data.ArrayLayout(signed(FIXED_BITS), lanes)
+__all__ = ["LogitsTap"]
 
 
 class LogitsTap(wiring.Component):
@@ -56,7 +51,7 @@ class LogitsTap(wiring.Component):
                 f"not {length}"
             )
         self._beats = length // lanes
-        shape = fixed_beat(lanes)
+        shape = FixedBeat(lanes=lanes)
         super().__init__(
             {
                 "i": In(stream.Signature(shape)),

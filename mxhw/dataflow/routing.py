@@ -14,9 +14,7 @@ class RouteCommand(data.StructLayout):
     def __init__(self, *, ports: int, count_bits: int):
         self.ports = ports
         self.count_bits = count_bits
-        super().__init__(
-            {"port": unsigned(bits_for(ports - 1)), "count": unsigned(count_bits)}
-        )
+        super().__init__({"port": unsigned(bits_for(ports - 1)), "count": unsigned(count_bits)})
 
 
 def _check(ports: int, count_bits: int) -> None:

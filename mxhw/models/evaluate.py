@@ -3,21 +3,31 @@
 Every byte of a text counts once. A text starts behind ``<bos>`` with an empty context. One that
 is longer than the context is scored in windows that overlap by half: a window scores only the
 tokens that the one before it did not, and each has at least half a context before it.
+
+``python -m mxhw.models.evaluate FILE:COUNT`` scores a bundled model on the first stories of a file.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import lzma
 import math
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
 
+from mxhw.errors import MxhwError, UserError
 from mxhw.models.tokenizer import Tokenizer
 
-__all__ = ["Score", "bits_per_byte", "perplexity", "score"]
+__all__ = ["Score", "bits_per_byte", "main", "perplexity", "read_stories", "score", "split_count"]
+
+SEPARATOR = "<|endoftext|>"
 
 #: Maps token numbers [B, T] to logits [B, T, vocabulary].
 LogitsFunction = Callable[[Tensor], Tensor]
@@ -130,3 +140,73 @@ def perplexity(
 ) -> float:
     """Return the perplexity of a token; parameters and errors as for :func:`score`."""
     return score(logits_function, tokenizer, stories, context).perplexity
+
+
+def read_stories(path: Path) -> list[str]:
+    """Return the stories of a text file, without the white space around each.
+
+    Parameters
+    ----------
+    path : Path
+        UTF-8 text, xz-compressed if its name ends in ``.xz``.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read, or holds no story.
+    """
+    try:
+        data = path.read_bytes()
+        text = (lzma.decompress(data) if path.suffix == ".xz" else data).decode()
+    except OSError as error:
+        raise UserError(f"Text {path} cannot be read: {error.strerror}") from error
+    except (lzma.LZMAError, UnicodeDecodeError) as error:
+        raise UserError(f"Text {path} is invalid: {error}") from error
+    stories = [story.strip() for story in text.split(SEPARATOR)]
+    stories = [story for story in stories if story]
+    if not stories:
+        raise UserError(f"Text {path} must hold at least one story, not 0")
+    return stories
+
+
+def split_count(argument: str, default: int = 1) -> tuple[Path, int]:
+    """Return the file and the number of ``FILE:NUMBER``, or of ``FILE`` with the default."""
+    file, colon, count = argument.rpartition(":")
+    if not (colon and count.isdecimal()):
+        return Path(argument), default
+    return Path(file), int(count)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Score a bundled model in single precision; see ``--help``.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or that of the error after a message on standard error.
+    """
+    # The registry is needed here only: other models can be scored without it.
+    from mxhw.models.bundled import load
+
+    parser = argparse.ArgumentParser(
+        prog="python -m mxhw.models.evaluate", description="Score a bundled model."
+    )
+    parser.add_argument("text", metavar="FILE[:COUNT]", help="stories, or the first ones of them")
+    parser.add_argument("--model", default="llama", help="name of the model")
+    options = parser.parse_args(arguments)
+    try:
+        model, tokenizer, config = load(options.model)
+        path, count = split_count(options.text, sys.maxsize)
+        result = score(model, tokenizer, read_stories(path)[:count], config.context)
+    except MxhwError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False)
+        return error.exit_status
+    Console().print(
+        f"{result.bits_per_byte:.4f} bits/byte, perplexity {result.perplexity:.4f} "
+        f"({result.tokens} tokens, {result.bytes} bytes)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tokenizers import models, pre_tokenizers, trainers
 
 from mxhw.errors import UserError
 
@@ -73,7 +73,7 @@ class Tokenizer:
                     f"Token {number} must be {name!r}, not {backend.id_to_token(number)!r}"
                 )
         self._backend = backend
-        names = [backend.id_to_token(number) for number in range(backend.get_vocab_size())]
+        names = [backend.id_to_token(number) or "" for number in range(backend.get_vocab_size())]
         self._pieces = [
             "" if number in (BOS, EOS) else "\ufffd" if number == UNK else name.replace(_SPACE, " ")
             for number, name in enumerate(names)
@@ -112,9 +112,7 @@ class Tokenizer:
 
     def normalize(self, text: str) -> str:
         """Return the text that :meth:`encode` represents: typographic characters in ASCII."""
-        for old, new in _REPLACEMENTS:
-            text = text.replace(old, new)
-        return text
+        return _normalize(text)
 
     def encode(self, text: str) -> list[int]:
         """Return the text's token numbers behind ``<bos>``.
@@ -122,8 +120,7 @@ class Tokenizer:
         A space is put before the text, so that its first word has the tokens that it has
         elsewhere; :meth:`decode` takes it away.
         """
-        text = self.normalize(text).replace(_SPACE, "\ufffd")
-        return [BOS, *self._backend.encode(_SPACE + text.replace(" ", _SPACE)).ids]
+        return [BOS, *self._backend.encode(_marked(_normalize(text))).ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token numbers.
@@ -161,6 +158,17 @@ class Tokenizer:
         return self._pieces[number]
 
 
+def _normalize(text: str) -> str:
+    for old, new in _REPLACEMENTS:
+        text = text.replace(old, new)
+    return text
+
+
+def _marked(text: str) -> str:
+    """Return the backend's form of a text: a space before it, and every space visible."""
+    return _SPACE + text.replace(_SPACE, "\ufffd").replace(" ", _SPACE)
+
+
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 512) -> Tokenizer:
     """Train a byte-pair encoding.
 
@@ -181,7 +189,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 512) -> Tokeniz
         raise ValueError(f"Vocabulary must have at least {smallest} tokens, not {vocabulary_size}")
     backend = tokenizers.Tokenizer(models.BPE(unk_token=SPECIAL[UNK]))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    backend.normalizer = normalizers.Sequence([normalizers.Replace(" ", _SPACE)])
     alphabet = set(_ALPHABET) | {_SPACE}
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
@@ -190,23 +197,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 512) -> Tokeniz
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    table = str.maketrans({old: new for old, new in _REPLACEMENTS if len(old) == 1})
-
-    def clean() -> Iterator[str]:
-        for text in texts:
-            for old, new in _REPLACEMENTS:
-                text = text.replace(old, new)
-            text = _SPACE + text.translate(table).replace(" ", _SPACE)
-            yield "".join(character for character in text if character in alphabet)
-
-    backend.train_from_iterator(clean(), trainer)
+    lines = ("".join(c for c in _marked(_normalize(text)) if c in alphabet) for text in texts)
+    backend.train_from_iterator(lines, trainer)
     if backend.get_vocab_size() != vocabulary_size:
         raise ValueError(
-            f"Texts must be enough for {vocabulary_size} tokens, "
-            f"not {backend.get_vocab_size()}"
+            f"Texts must be enough for {vocabulary_size} tokens, not {backend.get_vocab_size()}"
         )
     # As added tokens, their names would be recognised inside a text.
     description = json.loads(backend.to_str())
     description["added_tokens"] = []
-    description["normalizer"] = None
     return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(description)))

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import lzma
 import math
 import sys
 import time
@@ -22,18 +21,16 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mxhw.errors import UserError
-from mxhw.models.evaluate import score
+from mxhw.models.evaluate import read_stories, score, split_count
 from mxhw.models.llama import Attention, CausalAttention, Llama, LlamaConfig
 from mxhw.models.tokenizer import EOS, Tokenizer, train_tokenizer
 
-__all__ = ["Muon", "Recipe", "main", "pack", "read_stories", "save_model", "train"]
-
-SEPARATOR = "<|endoftext|>"
+__all__ = ["Muon", "Recipe", "main", "pack", "save_model", "train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,26 +50,48 @@ class Recipe:
     weight_decay : float
         Decay of the matrices and of the embedding.
     warmup : int
-        Updates over which both rates rise linearly; afterwards they follow a cosine to zero.
+        Updates over which both rates rise linearly to their peaks.
+    decay : float
+        Share of the updates, the last ones, over which both rates fall linearly to zero.
     seed : int
         Seed of the initial weights and of the order of the stories.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
     """
 
-    steps: int = 25000
+    steps: int = 20000
     batch: int = 8
     matrix_rate: float = 0.02
     vector_rate: float = 4e-3
     weight_decay: float = 0.01
     warmup: int = 200
+    decay: float = 0.4
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("steps", "batch", "matrix_rate", "vector_rate", "warmup"):
+            if not getattr(self, field) > 0:
+                label = field.replace("_", " ").capitalize()
+                raise ValueError(f"{label} must be positive, not {getattr(self, field)}")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"Decay must be at least 0 and below 1, not {self.decay}")
 
     def rate(self, step: int) -> float:
         """Return the factor of both learning rates at an update, counted from 0."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        return 0.5 + 0.5 * math.cos(
-            math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)
-        )
+        falling = int(self.steps * self.decay)
+        return min(1.0, (step + 1) / self.warmup, (self.steps - step) / max(1, falling))
+
+    def shortened(self, step: int) -> Recipe:
+        """Return the recipe whose rates begin to fall at an update, as soon as can be.
+
+        Before that update both recipes are the same, so that a run may change to the shorter
+        one on the way and still be repeated from its start.
+        """
+        steps = max(1, math.ceil(step / (1 - self.decay)))
+        return dataclasses.replace(self, steps=min(self.steps, steps))
 
 
 class Muon(torch.optim.Optimizer):
@@ -160,33 +179,6 @@ class _FusedAttention(CausalAttention):
         return mixed.movedim(-2, -3)
 
 
-def read_stories(path: Path) -> list[str]:
-    """Return the stories of a text file, without the white space around each.
-
-    Parameters
-    ----------
-    path : Path
-        UTF-8 text, xz-compressed if its name ends in ``.xz``.
-
-    Raises
-    ------
-    UserError
-        If the file cannot be read, or holds no story.
-    """
-    try:
-        data = path.read_bytes()
-        text = (lzma.decompress(data) if path.suffix == ".xz" else data).decode()
-    except OSError as error:
-        raise UserError(f"Text {path} cannot be read: {error.strerror}") from error
-    except (lzma.LZMAError, UnicodeDecodeError) as error:
-        raise UserError(f"Text {path} is invalid: {error}") from error
-    stories = [story.strip() for story in text.split(SEPARATOR)]
-    stories = [story for story in stories if story]
-    if not stories:
-        raise UserError(f"Text {path} must hold at least one story, not 0")
-    return stories
-
-
 def pack(
     stories: Sequence[np.ndarray], batch: int, length: int, generator: np.random.Generator
 ) -> Iterator[Tensor]:
@@ -234,8 +226,9 @@ def train(
     config: LlamaConfig,
     recipe: Recipe,
     stories: Sequence[np.ndarray],
-    report: Callable[[int, float, Llama], None] | None = None,
-) -> Llama:
+    report: Callable[[int, float, Llama, Recipe], None] | None = None,
+    seconds: float = math.inf,
+) -> tuple[Llama, Recipe]:
     """Train a model from scratch.
 
     Parameters
@@ -247,7 +240,18 @@ def train(
     stories : sequence of ndarray
         Token numbers of each story, ``<bos>`` first.
     report : callable, optional
-        Called after every update with its number from 1, its loss (nats a token) and the model.
+        Called after every update with its number from 1, its loss (nats a token), the model and
+        the recipe.
+    seconds : float
+        Time to aim at: when the share before the decay has passed, the decay begins.
+
+    Returns
+    -------
+    model : Llama
+        The trained model.
+    recipe : Recipe
+        The given one, with the number of updates that there was time for; with it, the run can
+        be repeated exactly.
 
     Raises
     ------
@@ -281,7 +285,13 @@ def train(
             exact.append((module, module.attend))
             module.attend = _FusedAttention(config.heads, config.kv_heads, config.head_size)
     rows = pack(stories, recipe.batch, config.context + 1, np.random.default_rng(recipe.seed))
-    for step in range(recipe.steps):
+    begin = time.monotonic()
+    step = 0
+    timed = math.isfinite(seconds)
+    while step < recipe.steps:
+        if timed and time.monotonic() - begin >= seconds * (1 - recipe.decay):
+            recipe = recipe.shortened(step)
+            timed = False
         x = next(rows)
         loss = functional.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
         loss.backward()
@@ -291,11 +301,12 @@ def train(
                 group["lr"] = peak * recipe.rate(step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        step += 1
         if report is not None:
-            report(step + 1, loss.item(), model)
+            report(step, loss.item(), model, recipe)
     for module, attend in exact:
         module.attend = attend
-    return model
+    return model, recipe
 
 
 def initialize(model: Llama) -> None:
@@ -329,8 +340,9 @@ def save_model(
     """
     directory.mkdir(parents=True, exist_ok=True)
     weights = directory / f"{name}.safetensors"
-    save_file(
-        {key: value.float().contiguous() for key, value in model.weights().items()}, weights
+    # As bytes, since save_file's result is readable by its owner only.
+    weights.write_bytes(
+        save({key: value.float().contiguous() for key, value in model.weights().items()})
     )
     tokenizer.save(directory / "tokenizer.json")
     description = {
@@ -351,14 +363,6 @@ def _encode(tokenizer: Tokenizer, story: str) -> np.ndarray:
     return np.array(tokenizer.encode(story) + end, dtype=np.uint16)
 
 
-def _split_count(argument: str) -> tuple[Path, int]:
-    """Return the file and the number of ``FILE`` (1) or ``FILE:NUMBER``."""
-    file, colon, count = argument.rpartition(":")
-    if not (colon and count.isdecimal()):
-        return Path(argument), 1
-    return Path(file), int(count)
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m mxhw.models.train", description="Train the bundled language model."
@@ -377,6 +381,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--name", default="llama", help="name of the model")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="time to aim at; fewer steps are made if it is short, and --steps repeats the run",
+    )
     parser.add_argument("--threads", type=int, default=1, help="processor threads")
     parser.add_argument(
         "--tokenizer-text",
@@ -424,6 +434,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, console: Console) -> int:
     torch.set_num_threads(options.threads)
     recipe = Recipe(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)})
+    if not options.minutes > 0:
+        raise UserError(f"Minutes must be positive, not {options.minutes}")
     config = LlamaConfig(
         **{
             field.name: getattr(options, field.name)
@@ -433,12 +445,12 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     )
     held_out: list[str] = []
     if options.held_out:
-        path, count = _split_count(options.held_out)
+        path, count = split_count(options.held_out)
         held_out = read_stories(path)[:count]
     excluded = set(held_out)
     texts = []
     for argument in options.text:
-        path, repeat = _split_count(argument)
+        path, repeat = split_count(argument)
         texts.append((repeat, [s for s in read_stories(path) if s not in excluded]))
     sample: list[str] = []
     left = options.tokenizer_text
@@ -454,7 +466,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         encoded += [_encode(tokenizer, story) for story in stories] * repeat
     console.print(
         f"{len(encoded)} stories and {sum(map(len, encoded))} tokens a pass, "
-        f"{recipe.steps * recipe.batch * config.context} tokens to learn"
+        f"at most {recipe.steps * recipe.batch * config.context} tokens to learn"
     )
 
     begin = time.monotonic()
@@ -469,10 +481,12 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         task = progress.add_task("training", total=recipe.steps)
         average = math.nan
 
-        def report(step: int, loss: float, model: Llama) -> None:
+        def report(step: int, loss: float, model: Llama, recipe: Recipe) -> None:
             nonlocal average
             average = loss if math.isnan(average) else 0.99 * average + 0.01 * loss
-            progress.update(task, completed=step, description=f"loss {average:.4f}")
+            progress.update(
+                task, completed=step, total=recipe.steps, description=f"loss {average:.4f}"
+            )
             if step % options.report_every == 0 or step == recipe.steps:
                 line = f"step {step}: loss {average:.4f}, {time.monotonic() - begin:.0f} s"
                 if held_out:
@@ -480,7 +494,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
                     line += f", validation {result.bits_per_byte:.4f} bits/byte"
                 console.print(line)
 
-        model = train(config, recipe, encoded, report)
+        model, recipe = train(config, recipe, encoded, report, options.minutes * 60)
 
     extra: dict[str, object] = {"recipe": dataclasses.asdict(recipe)}
     if held_out:

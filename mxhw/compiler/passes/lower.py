@@ -167,15 +167,11 @@ class LowerOperators(GraphPass):
             result.append(new)
         return result[0], result[1]
 
-    def _lower_attention(
-        self, node: fx.Node, inner: CausalAttention, format: str
-    ) -> fx.Node:
+    def _lower_attention(self, node: fx.Node, inner: CausalAttention, format: str) -> fx.Node:
         query, keys, values, position = (self._replaced.get(a, a) for a in node.args)
         self._check_width(node, "Head size", inner.head_size)
         narrow = self._options.activation_format.name
-        logits = self._call(
-            ops.scores, query, keys, heads=inner.heads, kv_heads=inner.kv_heads
-        )
+        logits = self._call(ops.scores, query, keys, heads=inner.heads, kv_heads=inner.kv_heads)
         probabilities = self._call(
             ops.softmax, logits, values, position, kv_heads=inner.kv_heads, format=narrow
         )

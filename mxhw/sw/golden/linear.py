@@ -43,9 +43,9 @@ def matrix_vector(x: MXTensor, weight: MXTensor) -> Wide:
     """
     left = x.significands().to(torch.float64)
     right = weight.significands().to(torch.float64)
-    terms = torch.stack(
-        [left[..., b, :] @ right[:, b, :].T for b in range(x.blocks)], dim=-1
-    ).to(torch.int64)
+    terms = torch.stack([left[..., b, :] @ right[:, b, :].T for b in range(x.blocks)], dim=-1).to(
+        torch.int64
+    )
     exponents = x.exponents().unsqueeze(-2) + weight.exponents()
     mantissa, exponent = accumulate(terms, exponents, guard_bits=ACCUMULATOR_GUARD_BITS)
     return Wide(mantissa, exponent)

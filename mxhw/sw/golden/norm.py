@@ -53,9 +53,7 @@ class NormConstants:
         )
 
 
-def rms_factor(
-    total: Wide, constants: NormConstants, table: UniformTable
-) -> Wide:
+def rms_factor(total: Wide, constants: NormConstants, table: UniformTable) -> Wide:
     """``1 / sqrt(total / dim)``: mantissa with 15 fraction bits from the table, and its exponent.
 
     Contract: ``total`` (> 0) is cut to a 16-bit mantissa ``m`` (floor), ``m * 2**e``. With

@@ -14,9 +14,7 @@ ROPE_FRACTION_BITS = 14
 
 
 @functools.cache
-def rope_tables(
-    context: int, head_size: int, theta: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_tables(context: int, head_size: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine ``[context, head_size / 2]`` as integers with 14 fraction bits.
 
     The angle of pair ``i`` at position ``t`` is ``t * theta**(-2 * i / head_size)``, in float64.
@@ -31,7 +29,11 @@ def rope_tables(
 
 
 def rope(
-    x: MXTensor, position: torch.Tensor, context: int, head_size: int, theta: float,
+    x: MXTensor,
+    position: torch.Tensor,
+    context: int,
+    head_size: int,
+    theta: float,
     format: BlockFormat,
 ) -> MXTensor:
     """Rotate the pairs (2i, 2i + 1) of every head by the angle of ``position``; requantise.

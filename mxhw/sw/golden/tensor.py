@@ -66,9 +66,7 @@ class MXTensor:
 
     def dequantize(self) -> torch.Tensor:
         """Values as float32 (exact for every format of at most 24 significand bits)."""
-        value = torch.ldexp(
-            self.significands().to(torch.float64), self.exponents().unsqueeze(-1)
-        )
+        value = torch.ldexp(self.significands().to(torch.float64), self.exponents().unsqueeze(-1))
         return value.flatten(-2).to(torch.float32)
 
     def __getitem__(self, index: object) -> "MXTensor":
@@ -85,9 +83,7 @@ def _encode_float(format: BlockFormat, value: Wide, unit: torch.Tensor) -> torch
     steps = shift_round(value.mantissa.abs(), quantum + unit - value.exponent)
     significand = steps << (quantum + element.fraction_bits)
     significand = significand.clamp(max=element.max_significand)
-    exponent = (bit_length(significand) - 1 - element.fraction_bits).clamp(
-        min=element.min_exponent
-    )
+    exponent = (bit_length(significand) - 1 - element.fraction_bits).clamp(min=element.min_exponent)
     steps = significand >> (exponent - element.mantissa_bits + element.fraction_bits)
     code = steps + ((exponent - element.min_exponent) << element.mantissa_bits)
     return code + ((value.mantissa < 0).to(torch.int64) << (element.bits - 1))

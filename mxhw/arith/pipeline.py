@@ -1,0 +1,277 @@
+"""Pipelines that never stall, and the queues that let them.
+
+A unit with several register stages does not stop them when its output waits: an enable that reaches
+thousands of flip-flops is slow. Instead a unit lets something in only when the queue behind its last
+stage has a place for it (:class:`OutputQueue`), so that the stages run freely. Every ``ready``
+of such a unit is a register.
+"""
+
+from collections.abc import Sequence
+
+from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, signed
+from amaranth.lib import memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import bits_for
+
+__all__ = [
+    "OutputQueue",
+    "StreamFifo",
+    "adder_tree",
+    "bit_index",
+    "count",
+    "delay",
+    "delay_value",
+    "register",
+    "successor",
+    "tree_levels",
+    "wire",
+]
+
+
+def _check_depth(depth: int) -> int:
+    if not isinstance(depth, int):
+        raise TypeError(f"Depth of a queue must be an integer, not {depth!r}")
+    if depth < 2:
+        raise ValueError(f"Depth of a queue must be at least 2, not {depth}")
+    return depth
+
+
+class OutputQueue(wiring.Component):
+    """The queue behind a pipeline that never stalls.
+
+    Something may enter the pipeline while ``free`` is high, with ``reserve`` high for one cycle for
+    each payload that will come out of it. The payload is pushed to ``i`` any number of cycles later
+    and is offered on ``o`` from the next cycle on. A depth of the pipeline's latency
+    (``reserve`` to push) + 3 sustains one payload a cycle.
+
+    Parameters
+    ----------
+    shape : ShapeLike
+        Shape of the payload.
+    depth : int
+        Places, at least 2. Distributed memory has 16 rows a cell, so multiples of 16 waste nothing.
+
+    Members
+    -------
+    i : ``In(stream.Signature(shape, always_ready=True))``
+        Pushes.
+    o : ``Out(stream.Signature(shape))``
+        The queue's head.
+    reserve : ``In(1)``
+        Takes one place; only while ``free`` is high.
+    free : ``Out(1)``
+        At least one place is neither taken nor reserved. A register.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the depth is not an integer of at least 2.
+
+    Timing: latency 1, interval 1.
+
+    Cost: ``depth * width`` bits of distributed memory.
+    """
+
+    def __init__(self, *, shape, depth: int):
+        self._shape = shape
+        self._depth = _check_depth(depth)
+        super().__init__(
+            {
+                "i": In(stream.Signature(shape, always_ready=True)),
+                "o": Out(stream.Signature(shape)),
+                "reserve": In(1),
+                "free": Out(1),
+            }
+        )
+
+    @property
+    def shape(self):
+        """Shape of the payload."""
+        return self._shape
+
+    @property
+    def depth(self) -> int:
+        """Places."""
+        return self._depth
+
+    @property
+    def latency(self) -> int:
+        """Cycles from a push to the transfer on ``o``."""
+        return 1
+
+    @property
+    def memory_bits(self) -> int:
+        """Bits of distributed memory."""
+        return self._depth * Shape.cast(self._shape).width
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.storage = storage = memory.Memory(
+            shape=self._shape, depth=self._depth, init=[], attrs={"ram_style": "distributed"}
+        )
+        write = storage.write_port()
+        read = storage.read_port(domain="comb")
+        pop = self.o.valid & self.o.ready
+        m.d.comb += [
+            write.data.eq(self.i.payload),
+            write.en.eq(self.i.valid),
+            self.o.payload.eq(read.data),
+        ]
+        for pointer, step in ((write.addr, self.i.valid), (read.addr, pop)):
+            position = Signal.like(pointer)
+            m.d.comb += pointer.eq(position)
+            with m.If(step):
+                m.d.sync += position.eq(successor(position, self._depth))
+        # Both counters hold one less than the count, so that the sign bit says "none".
+        places = Signal(signed(bits_for(self._depth) + 1), init=self._depth - 1)
+        filled = Signal(signed(bits_for(self._depth) + 1), init=-1)
+        count(m, places, up=pop, down=self.reserve)
+        count(m, filled, up=self.i.valid, down=pop)
+        m.d.comb += [self.free.eq(~places[-1]), self.o.valid.eq(~filled[-1])]
+        return m
+
+
+class StreamFifo(wiring.Component):
+    """A queue between two streams: a payload is offered from the cycle after it was taken.
+
+    Parameters
+    ----------
+    shape : ShapeLike
+        Shape of the payload.
+    depth : int
+        Places, at least 2.
+
+    Members
+    -------
+    i : ``In(stream.Signature(shape))``
+        ``ready`` is a register and does not depend on ``o``.
+    o : ``Out(stream.Signature(shape))``
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the depth is not an integer of at least 2.
+
+    Timing: latency 1, interval 1.
+
+    Cost: ``depth * width`` bits of distributed memory.
+    """
+
+    def __init__(self, *, shape, depth: int):
+        self._queue = OutputQueue(shape=shape, depth=depth)
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    @property
+    def shape(self):
+        """Shape of the payload."""
+        return self._queue.shape
+
+    @property
+    def depth(self) -> int:
+        """Places."""
+        return self._queue.depth
+
+    @property
+    def latency(self) -> int:
+        """Cycles from a transfer on ``i`` to the transfer on ``o``."""
+        return self._queue.latency
+
+    @property
+    def memory_bits(self) -> int:
+        """Bits of distributed memory."""
+        return self._queue.memory_bits
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.queue = queue = self._queue
+        m.d.comb += [
+            self.i.ready.eq(queue.free),
+            queue.reserve.eq(self.i.valid & queue.free),
+            queue.i.valid.eq(self.i.valid & queue.free),
+            queue.i.payload.eq(self.i.payload),
+        ]
+        wiring.connect(m, queue.o, wiring.flipped(self.o))
+        return m
+
+
+def successor(position: Signal, depth: int) -> Value:
+    """Next pointer into a ring of ``depth`` rows."""
+    if depth == 1 << len(position):
+        return position + 1
+    return Mux(position == depth - 1, 0, position + 1)
+
+
+def count(m: Module, counter: Signal, *, up: Value, down: Value) -> None:
+    """Count a signed counter up and down; one adder, because both at once change nothing."""
+    step = Signal(signed(2))
+    m.d.comb += step.eq(Mux(up, 1, -1))
+    with m.If(up ^ down):
+        m.d.sync += counter.eq(counter + step)
+
+
+def wire(m: Module, value: Value, name: str) -> Signal:
+    """A name for a value that is used more than once: an expression would be repeated."""
+    value = Value.cast(value)
+    result = Signal(value.shape(), name=name)
+    m.d.comb += result.eq(value)
+    return result
+
+
+def register(m: Module, value: Value, name: str) -> Signal:
+    """One pipeline register without reset that follows ``value``."""
+    value = Value.cast(value)
+    result = Signal(value.shape(), name=name, reset_less=True)
+    m.d.sync += result.eq(value)
+    return result
+
+
+def delay_value(m: Module, value: Value, cycles: int, name: str) -> Value:
+    """Data delayed by registers without reset."""
+    value = Value.cast(value)
+    for index in range(cycles):
+        value = register(m, value, f"{name}_{index + 1}")
+    return value
+
+
+def delay(m: Module, flag: Value, cycles: int, name: str) -> Value:
+    """A control bit delayed by registers that reset to 0."""
+    for index in range(cycles):
+        later = Signal(name=f"{name}_{index + 1}")
+        m.d.sync += later.eq(flag)
+        flag = later
+    return flag
+
+
+def tree_levels(leaves: int) -> int:
+    """Levels of a binary tree over so many leaves."""
+    return (leaves - 1).bit_length()
+
+
+def adder_tree(m: Module, terms: Sequence[Value], name: str) -> Value:
+    """Sum of the terms, with a register after each of the ``tree_levels(len(terms))`` levels."""
+    level = 0
+    terms = [Value.cast(term) for term in terms]
+    while len(terms) > 1:
+        level += 1
+        pairs = range(0, len(terms), 2)
+        terms = [
+            register(
+                m,
+                terms[index] + terms[index + 1] if index + 1 < len(terms) else terms[index],
+                f"{name}_{level}_{index // 2}",
+            )
+            for index in pairs
+        ]
+    return terms[0]
+
+
+def bit_index(m: Module, value: Value, name: str) -> tuple[Value, Value]:
+    """Position of the highest set bit (0 if there is none), and whether there is one."""
+    value = Value.cast(value)
+    if len(value) == 1:
+        return Const(0, 0), value[0]
+    half = 1 << ((len(value) - 1).bit_length() - 1)
+    low, low_any = bit_index(m, value[:half], f"{name}_l")
+    high, high_any = bit_index(m, value[half:], f"{name}_h")
+    index = Cat(Mux(high_any, high, low)[: len(low)], high_any)
+    return wire(m, index, f"{name}_index"), wire(m, low_any | high_any, f"{name}_any")

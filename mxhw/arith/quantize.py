@@ -1,0 +1,555 @@
+"""The quantiser: exact values in, microscaling blocks out, one rounding in between."""
+
+from collections.abc import Iterable, Sequence
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import bits_for
+
+from mxhw.arith.pipeline import (
+    OutputQueue,
+    StreamFifo,
+    bit_index,
+    count,
+    delay,
+    delay_value,
+    register,
+    successor,
+    tree_levels,
+    wire,
+)
+from mxhw.arith.shapes import EXPONENT_BITS, BlockBeat, SharedBeat, WideBeat
+from mxhw.formats import SCALE_BIAS, SCALE_BITS, SCALE_MAX, BlockFormat
+
+__all__ = ["Quantizer"]
+
+_ROWS = 16
+"""Rows of a cell of distributed memory."""
+_SPARE_BEATS = 8
+"""Beats that may arrive while a block's scale is found."""
+_MAX_MANTISSA_BITS = 48
+_COARSE_STEP = 4
+"""Smallest step of the first of the two shift stages."""
+
+
+class Quantizer(wiring.Component):
+    """Round exact values to blocks of an integer format.
+
+    Contract (:func:`mxhw.sw.golden.tensor.quantize_wide`): over the block
+    ``T = max(floor(log2 |v|))``, the scale's exponent is ``S = clamp(T, -127, 127)``, an element is
+    ``v * 2**(bits - 2 - S)`` rounded to nearest, ties to even, once, and saturated to
+    ``+-(2**(bits - 1) - 1)``. A block of zeros has the scale byte 0. The exponent of a zero element
+    means nothing.
+
+    With several formats the payload carries the one to use. All have the same block size; the
+    output has the elements of the widest, into which the codes of the others are sign-extended.
+
+    Parameters
+    ----------
+    mantissa_bits : int
+        Width of the signed mantissas, 2 to 48.
+    lanes : int
+        Elements a beat; divides the block size.
+    formats : BlockFormat or sequence of BlockFormat
+        Integer formats. A sequence of more than one adds ``select`` to the input's payload.
+    shared_exponent : bool
+        All elements of a block have one exponent, which stands beside every beat. Cheaper: there is
+        one shift amount a block.
+
+    Members
+    -------
+    i : ``In(stream.Signature(...))``
+        :class:`WideBeat`, or :class:`SharedBeat` with a shared exponent. With several formats a
+        structure of ``beat`` and ``select``, an index into ``formats`` that is the same in all
+        beats of a block.
+    o : ``Out(stream.Signature(BlockBeat))``
+        Blocks of :attr:`format`.
+
+    Raises
+    ------
+    TypeError
+        If a parameter has the wrong type.
+    ValueError
+        If the mantissa's width, the lanes or a format is not supported.
+
+    Timing: ``latency`` from a block's last beat to its first: 7 cycles with one or two lanes, 8 with
+    up to eight, 9 with more; 6 with a shared exponent. Interval ``block_size / lanes``: one beat a
+    cycle, sustained.
+
+    Cost: no multipliers; the block waits in distributed memory (:meth:`cost`).
+    """
+
+    def __init__(
+        self,
+        *,
+        mantissa_bits: int,
+        lanes: int,
+        formats: BlockFormat | Sequence[BlockFormat],
+        shared_exponent: bool = False,
+    ):
+        if not isinstance(mantissa_bits, int):
+            raise TypeError(f"Mantissa width must be an integer, not {mantissa_bits!r}")
+        if not 2 <= mantissa_bits <= _MAX_MANTISSA_BITS:
+            raise ValueError(
+                f"Mantissa width must be between 2 and {_MAX_MANTISSA_BITS}, not {mantissa_bits}"
+            )
+        self._formats = _check_formats(formats)
+        self._mantissa_bits = mantissa_bits
+        self._lanes = lanes
+        self._shared_exponent = bool(shared_exponent)
+        self._format = max(self._formats, key=lambda format: format.element.bits)
+        output_shape = BlockBeat(format=self._format, lanes=lanes)
+        self._beats = self._format.block_size // lanes
+        self._beat_shape = (SharedBeat if shared_exponent else WideBeat)(
+            lanes=lanes, mantissa_bits=mantissa_bits
+        )
+        input_shape = self._beat_shape
+        if len(self._formats) > 1:
+            input_shape = data.StructLayout(
+                {"beat": self._beat_shape, "select": range(len(self._formats))}
+            )
+        super().__init__(
+            {"i": In(stream.Signature(input_shape)), "o": Out(stream.Signature(output_shape))}
+        )
+
+    @property
+    def mantissa_bits(self) -> int:
+        """Width of the signed mantissas."""
+        return self._mantissa_bits
+
+    @property
+    def lanes(self) -> int:
+        """Elements a beat."""
+        return self._lanes
+
+    @property
+    def formats(self) -> tuple[BlockFormat, ...]:
+        """Formats to choose from."""
+        return self._formats
+
+    @property
+    def format(self) -> BlockFormat:
+        """Format of the output: the widest of ``formats``."""
+        return self._format
+
+    @property
+    def shared_exponent(self) -> bool:
+        """Whether all elements of a block have one exponent."""
+        return self._shared_exponent
+
+    @property
+    def latency(self) -> int:
+        """Cycles from the transfer of a block's last beat to that of its first output beat."""
+        if self._shared_exponent:
+            return 6
+        return 7 + _max_stages(self._lanes)
+
+    @property
+    def interval(self) -> int:
+        """Cycles from one block to the next."""
+        return self._beats
+
+    @property
+    def _depth(self) -> int:
+        """Beats that the block memory holds."""
+        return -(-(self._beats + _SPARE_BEATS) // _ROWS) * _ROWS
+
+    def cost(self) -> dict[str, int]:
+        """Multipliers and bits of distributed memory."""
+        exponents = 0 if self._shared_exponent else self._lanes * (EXPONENT_BITS + 2)
+        stored = (self._lanes * self._mantissa_bits + exponents) * self._depth
+        queued = self._lanes * self._format.element.bits + SCALE_BITS
+        return {"multipliers": 0, "memory_bits": stored + queued * _ROWS}
+
+    def elaborate(self, platform):
+        m = Module()
+        payload = self.i.payload
+        beat = payload.beat if len(self._formats) > 1 else payload
+        select = payload.select if len(self._formats) > 1 else Const(0, 1)
+        select = Value.cast(select)
+
+        accept = Signal()
+        last_in = Signal()
+        m.d.comb += accept.eq(self.i.valid & self.i.ready)
+        _first_in, last = _beat_counter(m, accept, self._beats, "in")
+        m.d.comb += last_in.eq(last)
+        m.submodules.out = out = OutputQueue(shape=self.o.payload.shape(), depth=_ROWS)
+        wiring.connect(m, out.o, wiring.flipped(self.o))
+
+        find = self._find_shared if self._shared_exponent else self._find_scale
+        m.submodules.blocks = blocks = StreamFifo(shape=self._block_shape(), depth=_ROWS)
+        stored = self._store(m, beat)
+        find(m, beat, accept, _first_in, last_in, select, blocks, stored)
+
+        issue = Signal()
+        m.d.comb += [issue.eq(blocks.o.valid & out.free), out.reserve.eq(issue)]
+        _first_out, last_out = _beat_counter(m, issue, self._beats, "out")
+        m.d.comb += blocks.o.ready.eq(last_out & out.free)
+        stored.connect(m, accept, issue)
+        m.d.comb += self.i.ready.eq(stored.room)
+        self._drain(m, issue, blocks.o.payload, stored, out)
+        return m
+
+    # What is known of a block when its last beat has arrived.
+
+    def _block_shape(self) -> data.StructLayout:
+        members = {"scale": unsigned(SCALE_BITS)}
+        if len(self._formats) > 1:
+            members["select"] = range(len(self._formats))
+        if self._shared_exponent:
+            members["amount"] = unsigned(self._amount_bits)
+        elif self._offsets != {0}:
+            members["base"] = unsigned(SCALE_BITS + 1)
+        return data.StructLayout(members)
+
+    @property
+    def _offsets(self) -> set[int]:
+        """Bits that each format's elements are narrower than the output's."""
+        return {self._format.element.bits - format.element.bits for format in self._formats}
+
+    @property
+    def _left(self) -> int:
+        """Zeros put below a mantissa, so that every shift is to the right."""
+        return self._format.element.bits - (0 if self._shared_exponent else 1)
+
+    @property
+    def _amount_bits(self) -> int:
+        """Width of a shift amount; its largest value leaves only the sign."""
+        return bits_for(self._mantissa_bits + self._left)
+
+    def _offset(self, select: Value) -> Value:
+        """How much further than the widest format's elements the selected one's move."""
+        widest = self._format.element.bits
+        values = [Const(widest - format.element.bits, 5) for format in self._formats]
+        result = values[-1]
+        for index in reversed(range(len(values) - 1)):
+            result = Mux(select == index, values[index], result)
+        return result
+
+    def _store(self, m: Module, beat) -> "_Storage":
+        widths = {"mantissas": self._lanes * self._mantissa_bits}
+        stored = _Storage(self._depth)
+        stored.add(m, "mantissas", beat.mantissas.as_value(), widths["mantissas"])
+        return stored
+
+    def _find_scale(self, m, beat, accept, first, last, select, blocks, stored) -> None:
+        """Per-lane exponents: a scale byte for each element, then their maximum."""
+        biased_bits = EXPONENT_BITS + 1
+        biased = [
+            (beat.exponents[lane] + SCALE_BIAS)[:biased_bits].as_signed()
+            for lane in range(self._lanes)
+        ]
+        stored.add(m, "biased", Cat(biased), self._lanes * biased_bits)
+        scales, overflows = [], []
+        for lane in range(self._lanes):
+            mantissa = beat.mantissas[lane]
+            index, some = bit_index(m, _ones_complement(mantissa), f"top_{lane}")
+            top_index = register(m, index, f"index_{lane}")
+            carry = register(m, some & _is_negative_power(mantissa), f"carry_{lane}")
+            zero = register(m, ~some & ~mantissa[-1], f"zero_{lane}")
+            exponent = register(m, biased[lane], f"biased_{lane}")
+            top = wire(m, _add_carry(exponent, top_index, carry), f"top_{lane}")
+            scale, high = _clamp_scale(top, zero)
+            scales.append(register(m, scale, f"scale_{lane}"))
+            overflows.append(register(m, high, f"overflow_{lane}"))
+        stored.add_late(m, "overflow", Cat(overflows), self._lanes, 2)
+        stages = _max_stages(self._lanes)
+        for stage in range(stages):
+            groups = [scales[index : index + 4] for index in range(0, len(scales), 4)]
+            scales = [
+                register(m, _maximum(m, group), f"maximum_{stage}_{index}")
+                for index, group in enumerate(groups)
+            ]
+        cycles = 2 + stages
+        valid = delay(m, accept, cycles, "valid")
+        first = delay_value(m, first, cycles, "first")
+        last = delay_value(m, last, cycles, "last")
+        select = delay_value(m, select, cycles, "select")
+        highest = _maximum(m, scales)
+        if self._beats > 1:
+            running = Signal(SCALE_BITS, reset_less=True)
+            highest = Mux(~first & (running > highest), running, highest)
+            with m.If(valid):
+                m.d.sync += running.eq(highest)
+        scale = Signal(SCALE_BITS)
+        m.d.comb += [
+            scale.eq(highest),
+            blocks.i.valid.eq(valid & last),
+            blocks.i.payload.scale.eq(scale),
+        ]
+        if "base" in self._block_shape().members:
+            m.d.comb += blocks.i.payload.base.eq(scale + self._offset(select))
+        if len(self._formats) > 1:
+            m.d.comb += blocks.i.payload.select.eq(select)
+
+    def _find_shared(self, m, beat, accept, first, last, select, blocks, stored) -> None:
+        """One exponent: the union of all magnitudes' bits has the highest one."""
+        union = Signal(self._mantissa_bits, reset_less=True)
+        bits = Const(0, self._mantissa_bits)
+        for lane in range(self._lanes):
+            bits = bits | _magnitude_bits(beat.mantissas[lane])
+        if self._beats > 1:
+            bits = bits | Mux(first, 0, union)
+        with m.If(accept):
+            m.d.sync += union.eq(bits)
+        done = delay(m, accept & last, 2, "done")
+        select = delay_value(m, select, 2, "select")
+        exponent = (beat.exponent + SCALE_BIAS)[: EXPONENT_BITS + 1].as_signed()
+        exponent = delay_value(m, exponent, 2, "biased")
+        index, some = bit_index(m, union, "top")
+        index = register(m, index, "index")
+        zero = register(m, ~some, "zero")
+        top = wire(m, exponent + index, "top")
+        scale, high = _clamp_scale(top, zero)
+        offset = self._offset(select) + 1
+        low = top < 0
+        plain = index + offset
+        clamped = Mux(low, offset, offset + SCALE_MAX) - exponent
+        amount = Mux(low | high, _clamp_amount(m, clamped, self._amount_bits), plain)
+        m.d.comb += [
+            blocks.i.valid.eq(done),
+            blocks.i.payload.scale.eq(scale),
+            blocks.i.payload.amount.eq(amount),
+        ]
+        if len(self._formats) > 1:
+            m.d.comb += blocks.i.payload.select.eq(select)
+
+    def _drain(self, m, issue, block, stored, out) -> None:
+        """Shift, round and saturate a stored beat."""
+        bits = self._format.element.bits
+        multiple = len(self._formats) > 1
+        mantissas = data.View(
+            data.ArrayLayout(signed(self._mantissa_bits), self._lanes), stored.read("mantissas")
+        )
+        scale = block.scale
+        select = Value.cast(block.select) if multiple else Const(0, 1)
+        cycles = 2
+        if self._shared_exponent:
+            values = [mantissas[lane] for lane in range(self._lanes)]
+            amounts = [block.amount] * self._lanes
+            overflows = [Const(0, 1)] * self._lanes
+        else:
+            cycles = 3
+            biased = data.View(
+                data.ArrayLayout(signed(EXPONENT_BITS + 1), self._lanes), stored.read("biased")
+            )
+            base = block.base if "base" in self._block_shape().members else block.scale
+            values, amounts, overflows = [], [], []
+            for lane in range(self._lanes):
+                amount = _clamp_amount(m, base - biased[lane], self._amount_bits)
+                values.append(register(m, mantissas[lane], f"value_{lane}"))
+                amounts.append(register(m, amount, f"amount_{lane}"))
+                overflows.append(register(m, stored.read("overflow")[lane], f"saturate_{lane}"))
+        select_late = delay_value(m, select, cycles - 1, "drain_select")
+        m.d.comb += [
+            out.i.valid.eq(delay(m, issue, cycles, "drain")),
+            out.i.payload.scale.eq(delay_value(m, scale, cycles, "drain_scale")),
+        ]
+        for lane in range(self._lanes):
+            value = values[lane]
+            shift = _Shift(m, Cat(Const(0, self._left), value), value[-1])
+            steps = len(amounts[lane])
+            shift.run(amounts[lane], range(steps - 1, _COARSE_STEP.bit_length() - 2, -1), bits)
+            shift.overflow = shift.overflow | overflows[lane]
+            shift.register(f"coarse_{lane}")
+            fine = register(m, amounts[lane][: _COARSE_STEP.bit_length() - 1], f"fine_{lane}")
+            shift.run(fine, range(_COARSE_STEP.bit_length() - 2, -1, -1), bits)
+            code, up = self._round(m, shift, select_late)
+            code = register(m, code, f"floor_{lane}")
+            up = register(m, up, f"up_{lane}")
+            m.d.comb += out.i.payload.elements[lane].eq(code + up)
+
+    def _round(self, m: Module, shift: "_Shift", select: Value) -> tuple[Value, Value]:
+        """Floor of the element, already saturated, and whether one must be added."""
+        bits = self._format.element.bits
+        sign = shift.sign
+        guard, floor = shift.word[0], shift.word[1:bits]
+        at_end = [
+            (floor[: format.element.bits - 1] ^ sign.replicate(format.element.bits - 1)).all()
+            for format in self._formats
+        ]
+        reached = at_end[-1]
+        for index in reversed(range(len(at_end) - 1)):
+            reached = Mux(select == index, at_end[index], reached)
+        if self._shared_exponent:
+            # A scale at its largest lets elements outgrow a narrower format unseen by the shifter.
+            for index, format in enumerate(self._formats):
+                rest = floor[format.element.bits - 1 :]
+                outgrown = (rest ^ sign.replicate(len(rest))).any() if len(rest) else Const(0, 1)
+                shift.overflow = shift.overflow | ((select == index) & outgrown)
+        # At either end of the range (the negative one has one code too many) the result is fixed.
+        overflow = wire(m, shift.overflow, "overflow")
+        reached = reached | overflow
+        up = Mux(reached, sign, guard & (shift.sticky | floor[0]))
+        saturated = Const(0, bits - 1)
+        for index, format in enumerate(self._formats):
+            width = format.element.bits - 1
+            limit = Cat((~sign).replicate(width), sign.replicate(bits - 1 - width))
+            saturated = limit if index == 0 else Mux(select == index, limit, saturated)
+        floor = Mux(overflow, saturated, floor)
+        return Cat(floor, sign).as_signed(), up
+
+
+class _Shift:
+    """A right shift with floor, in steps that narrow the word to the bits still needed."""
+
+    def __init__(self, m: Module, word: Value, sign: Value):
+        self._m = m
+        self.word = word
+        self.sign = sign
+        self.sticky: Value = Const(0, 1)
+        self.overflow: Value = Const(0, 1)
+
+    def run(self, amount: Value, steps: Iterable[int], keep: int) -> None:
+        """Shift by the bits ``steps`` of the amount, highest first; ``keep`` bits stay at last."""
+        for step in steps:
+            distance = 1 << step
+            width = keep + distance - 1
+            chosen = amount[step]
+            moved, stayed = self._window(distance, width), self._window(0, width)
+            dropped_moved = self._above(distance + width)
+            dropped_stayed = self._above(width)
+            self.sticky = self.sticky | (chosen & self.word[:distance].any())
+            self.overflow = self.overflow | Mux(chosen, dropped_moved, dropped_stayed)
+            self.word = wire(self._m, Mux(chosen, moved, stayed), f"word_{step}")
+
+    def _window(self, start: int, width: int) -> Value:
+        part = self.word[start : start + width]
+        return Cat(part, self.sign.replicate(width - len(part)))
+
+    def _above(self, start: int) -> Value:
+        """Whether a bit that leaves the word at its top is no copy of the sign."""
+        part = self.word[start:]
+        return (part ^ self.sign.replicate(len(part))).any() if len(part) else Const(0, 1)
+
+    def register(self, name: str) -> None:
+        """Put a register stage here."""
+        for field in ("word", "sign", "sticky", "overflow"):
+            setattr(self, field, register(self._m, getattr(self, field), f"{name}_{field}"))
+
+
+class _Storage:
+    """A ring of beats in distributed memory, written on arrival and read when a scale is known."""
+
+    def __init__(self, depth: int):
+        self._depth = depth
+        self._ports: dict[str, tuple] = {}
+        self.room = Signal()
+
+    def add(self, m: Module, name: str, value: Value, width: int) -> None:
+        """Store ``value`` with each beat."""
+        self.add_late(m, name, value, width, 0)
+
+    def add_late(self, m: Module, name: str, value: Value, width: int, cycles: int) -> None:
+        """Store ``value``, which is known ``cycles`` after the beat."""
+        storage = memory.Memory(
+            shape=unsigned(width), depth=self._depth, init=[], attrs={"ram_style": "distributed"}
+        )
+        m.submodules[f"{name}_memory"] = storage
+        write = storage.write_port()
+        read = storage.read_port(domain="comb")
+        m.d.comb += write.data.eq(value)
+        self._ports[name] = (write, read, cycles)
+
+    def read(self, name: str) -> Value:
+        """What the beat being read has stored."""
+        return self._ports[name][1].data
+
+    def connect(self, m: Module, accept: Value, issue: Value) -> None:
+        """Make the pointers."""
+        write_index = Signal(range(self._depth))
+        read_index = Signal(range(self._depth))
+        places = Signal(signed(bits_for(self._depth) + 1), init=self._depth - 1)
+        count(m, places, up=issue, down=accept)
+        m.d.comb += self.room.eq(~places[-1])
+        for index, move in ((write_index, accept), (read_index, issue)):
+            with m.If(move):
+                m.d.sync += index.eq(successor(index, self._depth))
+        for name, (write, read, cycles) in self._ports.items():
+            m.d.comb += [
+                write.addr.eq(delay_value(m, write_index, cycles, f"{name}_address")),
+                write.en.eq(delay(m, accept, cycles, f"{name}_write")),
+                read.addr.eq(read_index),
+            ]
+
+
+def _check_formats(formats: BlockFormat | Sequence[BlockFormat]) -> tuple[BlockFormat, ...]:
+    formats = (formats,) if isinstance(formats, BlockFormat) else tuple(formats)
+    if not formats:
+        raise ValueError("Quantizer must have at least one format")
+    for format in formats:
+        if not isinstance(format, BlockFormat):
+            raise TypeError(f"Format of a quantizer must be a BlockFormat, not {format!r}")
+        if not format.element.is_integer:
+            raise ValueError(f"Format of a quantizer must have integer elements, not {format.name}")
+        if format.block_size != formats[0].block_size:
+            raise ValueError(
+                f"Formats of a quantizer must have one block size, not "
+                f"{formats[0].block_size} and {format.block_size}"
+            )
+    return formats
+
+
+def _max_stages(lanes: int) -> int:
+    """Register stages of four-to-one maxima until at most two values are left."""
+    return max(0, -(-(tree_levels(lanes) - 1) // 2))
+
+
+def _beat_counter(m: Module, step: Value, beats: int, name: str) -> tuple[Value, Value]:
+    """Whether the beat being moved is its block's first and its last."""
+    if beats == 1:
+        return Const(1, 1), Const(1, 1)
+    index = Signal(range(beats), name=f"beat_{name}")
+    with m.If(step):
+        m.d.sync += index.eq(index + 1)
+    return index == 0, index == beats - 1
+
+
+def _ones_complement(value: Value) -> Value:
+    """Bits of ``value``, or of ``-value - 1`` if it is negative, without the sign."""
+    width = len(value) - 1
+    return value[:width] ^ value[-1].replicate(width)
+
+
+def _is_negative_power(value: Value) -> Value:
+    """Whether ``value`` is -1, -2, -4...: ones, then only zeros, from the sign down."""
+    rises = value[:-1] & ~value[1:]
+    return value[-1] & ~rises.any()
+
+
+def _magnitude_bits(value: Value) -> Value:
+    """A word whose highest set bit is that of ``|value|``."""
+    width = len(value)
+    power = _is_negative_power(value)
+    fall = value & ~Cat(Const(0, 1), value[:-1])
+    return Cat(_ones_complement(value), Const(0, 1)) | (fall & power.replicate(width))
+
+
+def _add_carry(left: Value, right: Value, carry: Value) -> Value:
+    """``left + right + carry`` in one carry chain; ``left`` is signed, ``right`` is not."""
+    total = Cat(carry, left).as_signed() + Cat(carry, right)
+    return total[1:].as_signed()
+
+
+def _clamp_scale(value: Value, zero: Value) -> tuple[Value, Value]:
+    """Scale byte of a biased exponent, and whether it is too high."""
+    low = value[-1] | zero
+    high = ~value[-1] & (value > SCALE_MAX)
+    return Mux(low, 0, Mux(high, SCALE_MAX, value[:SCALE_BITS])), high & ~zero
+
+
+def _clamp_amount(m: Module, value: Value, bits: int) -> Value:
+    """A signed value limited to an unsigned range of ``bits`` bits."""
+    value = wire(m, value, "amount")
+    high = value[bits:-1].any()
+    return (value[:bits] | high.replicate(bits)) & (~value[-1]).replicate(bits)
+
+
+def _maximum(m: Module, values: Sequence[Value]) -> Value:
+    """Largest of unsigned values, by a tree."""
+    if len(values) == 1:
+        return values[0]
+    half = (len(values) + 1) // 2
+    left, right = _maximum(m, values[:half]), _maximum(m, values[half:])
+    return wire(m, Mux(left > right, left, right), "maximum")

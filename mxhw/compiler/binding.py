@@ -1,0 +1,396 @@
+"""Folded binding: every matrix operator of a decode step on one engine, in a static program.
+
+The repeated layer of the graph is found and its pointwise operators share one unit each. What the
+graph holds decides the program; the units' connections are those of
+:class:`mxhw.dataflow.decoder.FoldedDecoder`.
+"""
+
+import dataclasses
+
+from torch import fx
+
+from mxhw import ops
+from mxhw.dataflow.program import Destination, Operand, Position, Shape, Step, Weights
+from mxhw.errors import UserError
+from mxhw.formats import SCALE_MAX, BlockFormat, parse_format
+from mxhw.sw.golden.tensor import MXTensor
+from mxhw.sw.packing import interleave_blocks, pack_matrix
+
+__all__ = ["FoldedBinding", "Region", "bind", "engine_format"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """Where a matrix lies in the weight memory.
+
+    Members
+    -------
+    name : str
+        Nodes that use it.
+    base, words : int
+    rows, blocks : int
+        Of the matrix.
+    """
+
+    name: str
+    base: int
+    words: int
+    rows: int
+    blocks: int
+
+
+@dataclasses.dataclass
+class FoldedBinding:
+    """A decode step bound to the folded decoder.
+
+    Members
+    -------
+    program : list of Step
+    regions : list of Region
+    words : list of int
+        Contents of the weight memory.
+    shape : Shape
+    weight_format, activation_format, engine_format, wide_format : BlockFormat
+    dim, hidden, heads, head_size : int
+    rope_theta, norm_epsilon : float
+    norm_weights : list of MXTensor
+    softmax_lanes, gated_lanes : int
+    macs : int
+        Useful multiplications of the constant matrices, a token.
+    step_nodes : dict
+        For each step's name the graph nodes whose results it produces.
+    """
+
+    program: list[Step]
+    regions: list[Region]
+    words: list[int]
+    shape: Shape
+    weight_format: BlockFormat
+    activation_format: BlockFormat
+    engine_format: BlockFormat
+    wide_format: BlockFormat
+    dim: int
+    hidden: int
+    heads: int
+    head_size: int
+    rope_theta: float
+    norm_epsilon: float
+    norm_weights: list[MXTensor]
+    macs: int
+    softmax_lanes: int = 2
+    gated_lanes: int = 1
+
+    @property
+    def multipliers(self) -> int:
+        """Multipliers of the matrix engine."""
+        return self.shape.rows * self.shape.block_size
+
+    def useful_macs(self, context: int) -> int:
+        """Multiplications that a token at the last of ``context`` positions needs."""
+        return self.macs + 2 * self.shape.layers * self.heads * self.head_size * context
+
+    def describe(self) -> str:
+        """One line for people."""
+        shape = self.shape
+        return (
+            f"folded: 1 layer built and used {shape.layers} times, {shape.rows} rows x "
+            f"{shape.block_size} lanes, {len(self.program)} steps, {len(self.words)} weight words"
+        )
+
+
+def _users(node: fx.Node, target: object) -> list[fx.Node]:
+    return [user for user in node.users if user.target is target]
+
+
+class _Binder:
+    def __init__(self, lowered: fx.GraphModule, rows: int):
+        self._graph = lowered
+        self._rows = rows
+        self._regions: dict[str, Region] = {}
+        self._words: list[int] = []
+        self._program: list[Step] = []
+        self._norms: list[MXTensor] = []
+        self._loaded: fx.Node | None = None
+        self._layer = -1
+        self._macs = 0
+        self._gates: dict[fx.Node, fx.Node] = {}
+        self._epsilons: set[float] = set()
+        self._ropes: set[tuple[int, int, float]] = set()
+        self._layers: list[list[tuple]] = []
+        self._hidden = 0
+        self._heads = 0
+        self._kv_heads = 0
+
+    def _constant(self, node: fx.Node) -> MXTensor:
+        return getattr(self._graph, str(node.target))
+
+    def _place(self, key: str, name: str, weight: MXTensor) -> Region:
+        if key not in self._regions:
+            words = pack_matrix(weight, self._rows)
+            region = Region(
+                name, len(self._words), len(words), weight.elements.shape[0], weight.blocks
+            )
+            self._regions[key] = region
+            self._words += words
+        return self._regions[key]
+
+    def _refuse(self, node: fx.Node, why: str) -> UserError:
+        where = node.meta.get("source", node.name)
+        return UserError(f"Operator {node.name} ({where}) cannot be bound: {why}")
+
+    def _operand(self, node: fx.Node) -> Operand:
+        """Where the engine gets a linear's input, or KEEP if it already holds it."""
+        source = node.args[0]
+        if source is self._loaded:
+            return Operand.KEEP
+        self._loaded = source
+        kinds = {
+            ops.rms_norm: Operand.NORM,
+            ops.attention_values: Operand.ATTENTION,
+            ops.swiglu: Operand.GATED,
+        }
+        if source.target not in kinds:
+            raise self._refuse(node, "its input must be a norm, an attention or a gated SiLU")
+        return kinds[source.target]
+
+    def _matrix(self, node: fx.Node, key: str, weight: MXTensor, **fields) -> None:
+        region = self._place(key, node.name, weight)
+        groups = region.rows // self._rows
+        self._macs += region.rows * region.blocks * weight.format.block_size
+        step = Step(
+            name=node.name,
+            operand=self._operand(node),
+            weights=Weights.MEMORY,
+            base=region.base,
+            blocks=region.blocks,
+            groups=groups,
+            layer=max(self._layer, 0),
+            **fields,
+        )
+        self._program.append(step)
+
+    def visit(self, node: fx.Node) -> None:
+        """Emit the steps of one node."""
+        if node.target is ops.embedding:
+            table = self._constant(node.args[0])
+            region = self._place(str(node.args[0].target), node.name, table)
+            self._program.append(
+                Step(
+                    name=node.name,
+                    operand=Operand.KEEP,
+                    weights=Weights.MEMORY,
+                    base=region.base,
+                    blocks=region.blocks,
+                    groups=1,
+                    destination=Destination.EMBEDDING,
+                )
+            )
+        elif node.target is ops.rms_norm:
+            self._norms.append(self._constant(node.args[1]))
+            self._epsilons.add(node.kwargs["epsilon"])
+        elif node.target is ops.rope:
+            keywords = node.kwargs
+            self._ropes.add((keywords["context"], keywords["head_size"], keywords["theta"]))
+        elif node.target is ops.linear:
+            self._visit_linear(node)
+        elif node.target is ops.attention_values:
+            self._visit_attention(node)
+        elif node.target is ops.logits:
+            self._loaded_logits(node)
+
+    def _loaded_logits(self, node: fx.Node) -> None:
+        weight = self._constant(node.args[1])
+        self._matrix(
+            node,
+            str(node.args[1].target),
+            weight,
+            destination=Destination.LOGITS,
+            sampled_only=True,
+        )
+
+    def _visit_linear(self, node: fx.Node) -> None:
+        weight = self._constant(node.args[1])
+        key = str(node.args[1].target)
+        users = list(node.users)
+        if len(users) != 1:
+            raise self._refuse(node, f"its result must have one reader, not {len(users)}")
+        user = users[0]
+        if user.target is ops.rope and _users(user, ops.scores):
+            self._layer += 1
+            self._matrix(node, key, weight, destination=Destination.ROPE, start_layer=True)
+        elif user.target is ops.rope and _users(user, ops.key_cache):
+            self._per_head(node, key, weight, Destination.ROPE)
+        elif user.target is ops.value_cache:
+            self._per_head(node, key, weight, Destination.VALUES)
+        elif user.target is ops.add:
+            self._matrix(node, key, weight, destination=Destination.RESIDUAL)
+        elif user.target is ops.swiglu:
+            self._visit_gated(node, user)
+        else:
+            raise self._refuse(node, f"its reader {user.name} is not one the decoder has")
+
+    def _per_head(
+        self, node: fx.Node, key: str, weight: MXTensor, destination: Destination
+    ) -> None:
+        size = next(iter(self._ropes))[1]
+        for head in range(weight.elements.shape[0] // size):
+            part = weight[head * size : (head + 1) * size]
+            self._matrix(
+                node,
+                f"{key}.{head}",
+                part,
+                destination=destination,
+                head=head,
+                store=True,
+            )
+
+    def _visit_gated(self, node: fx.Node, user: fx.Node) -> None:
+        gate, up = user.args
+        if node is not gate and node is not up:
+            raise self._refuse(node, "it must be the gate or the factor of a gated SiLU")
+        other = up if node is gate else gate
+        if other.target is not ops.linear or other.args[0] is not node.args[0]:
+            raise self._refuse(node, "gate and factor must be Linears of the same input")
+        if other not in self._gates:
+            self._gates[node] = other
+            return
+        weights = (self._constant(gate.args[1]), self._constant(up.args[1]))
+        self._hidden = weights[0].elements.shape[0]
+        merged = interleave_blocks(*weights)
+        key = f"{gate.args[1].target}+{up.args[1].target}"
+        self._matrix(node, key, merged, destination=Destination.GATED)
+
+    def _visit_attention(self, node: fx.Node) -> None:
+        probabilities = node.args[0]
+        logits = probabilities.args[0]
+        heads, kv_heads = logits.kwargs["heads"], logits.kwargs["kv_heads"]
+        self._heads, self._kv_heads = heads, kv_heads
+        size = next(iter(self._ropes))[1]
+        layer = {"layer": self._layer}
+        scores = [
+            Step(
+                name=f"{logits.name}[{head}]",
+                operand=Operand.QUERY,
+                weights=Weights.KEYS,
+                base=0,
+                blocks=size // parse_format(node.kwargs["format"]).block_size,
+                groups=Position.GROUPS,
+                destination=Destination.SOFTMAX,
+                head=head * kv_heads // heads,
+                **layer,
+            )
+            for head in range(heads)
+        ]
+        sums = [
+            Step(
+                name=f"{node.name}[{head}]",
+                operand=Operand.PROBABILITIES,
+                weights=Weights.VALUES,
+                base=0,
+                blocks=Position.BLOCKS,
+                groups=size // self._rows,
+                destination=Destination.ATTENTION,
+                head=head * kv_heads // heads,
+                **layer,
+            )
+            for head in range(heads)
+        ]
+        # The softmax holds two heads: the scores of the next head overlap this head's softmax.
+        self._program.append(scores[0])
+        for head in range(heads):
+            if head + 1 < heads:
+                self._program.append(scores[head + 1])
+            self._program.append(sums[head])
+        self._loaded = None
+
+    def finish(self, options) -> FoldedBinding:
+        """Check what the units share and collect the binding."""
+        if len(self._ropes) != 1 or len(self._epsilons) != 1:
+            raise UserError("Layers must share one rotary embedding and one norm epsilon to fold")
+        context, head_size, theta = next(iter(self._ropes))
+        layers = self._layer + 1
+        block = options.activation_format.block_size
+        table = next(n for n in self._graph.graph.nodes if n.target is ops.embedding)
+        dim = self._constant(table.args[0]).elements.shape[1]
+        vocabulary = self._constant(table.args[0]).elements.shape[0]
+        constant_blocks = [s.blocks for s in self._program if isinstance(s.blocks, int)]
+        constant_groups = [s.groups for s in self._program if isinstance(s.groups, int)]
+        shape = Shape(
+            rows=self._rows,
+            block_size=block,
+            context=context,
+            layers=layers,
+            kv_heads=self._kv_heads,
+            vocabulary=vocabulary,
+            words=len(self._words),
+            value_groups=head_size // self._rows,
+            max_blocks=max(*constant_blocks, -(-context // block)),
+            max_groups=max(*constant_groups, -(-context // self._rows)),
+        )
+        return FoldedBinding(
+            program=self._program,
+            regions=list(self._regions.values()),
+            words=self._words,
+            shape=shape,
+            weight_format=options.weight_format,
+            activation_format=options.activation_format,
+            engine_format=engine_format(options.weight_format, options.activation_format),
+            wide_format=options.wide_format,
+            dim=dim,
+            hidden=self._hidden,
+            heads=self._heads,
+            head_size=head_size,
+            rope_theta=theta,
+            norm_epsilon=next(iter(self._epsilons)),
+            norm_weights=self._norms,
+            macs=self._macs,
+        )
+
+
+def engine_format(weights: BlockFormat, activations: BlockFormat) -> BlockFormat:
+    """The integer format that holds the significands of weights, keys and values."""
+    needed = [
+        max(f.element.significand_bits, f.element.fraction_bits + 2) for f in (weights, activations)
+    ]
+    if max(needed) > 18:
+        raise UserError(
+            f"Format {weights.name} needs {max(needed)}-bit multipliers; hardware takes weights of "
+            f"at most 18 bits: MXINT, mxfp4 and mxfp6"
+        )
+    return BlockFormat.mxint(max(needed), activations.block_size)
+
+
+def _check_scales(lowered: fx.GraphModule, options, engine: BlockFormat) -> None:
+    shift = engine.element.fraction_bits - options.weight_format.element.fraction_bits
+    for node in lowered.graph.nodes:
+        if node.target in (ops.linear, ops.logits):
+            weight = getattr(lowered, str(node.args[1].target))
+            if int(weight.scales.max()) + shift > SCALE_MAX:
+                raise UserError(f"Weights of {node.name} are too large for the matrix engine")
+
+
+def bind(lowered: fx.GraphModule, options, *, rows: int = 4) -> FoldedBinding:
+    """Bind a lowered decode step to the folded decoder.
+
+    Parameters
+    ----------
+    lowered : torch.fx.GraphModule
+        Result of :func:`mxhw.compiler.lower.lower` of a decode step.
+    options : LoweringOptions
+        Formats that it was lowered with.
+    rows : int
+        Rows of the matrix engine, which are also the elements of a beat.
+
+    Raises
+    ------
+    UserError
+        If the graph holds a connection that the decoder has not, or layers differ in what they
+        must share.
+    """
+    binder = _Binder(lowered, rows)
+    for node in lowered.graph.nodes:
+        if node.op == "call_function":
+            binder.visit(node)
+    binding = binder.finish(options)
+    _check_scales(lowered, options, binding.engine_format)
+    return binding

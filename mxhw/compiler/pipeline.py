@@ -1,0 +1,197 @@
+"""The build as one list of named steps, and what runs it.
+
+A step reads what earlier steps left, writes files into a folder of its own and returns facts as
+JSON; the facts become the file ``STEP.json``. A step whose settings, inputs and package are those
+of an earlier build is not run again.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mxhw.compiler import report, steps
+from mxhw.compiler.progress import Progress
+from mxhw.compiler.steps import Context, unknown_name
+from mxhw.compiler.workspace import BuildFolder, StepRecord, digest_of, source_digest
+from mxhw.errors import BuildError, MxhwError, UserError
+
+__all__ = ["STEPS", "Step", "find_step", "run_steps"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One entry of the build.
+
+    Members
+    -------
+    name, summary : str
+    run : callable
+        Takes the context and an empty folder for its files; returns facts as a JSON object. It
+        must not depend on anything that ``settings``, ``reads`` and the package do not name.
+    settings : tuple of str
+        Fields of :class:`~mxhw.compiler.steps.Settings` that the result depends on.
+    reads : tuple of str
+        Earlier steps whose files the result depends on.
+    board : bool
+        Whether it runs only if a board was asked for.
+    """
+
+    name: str
+    summary: str
+    run: Callable[[Context, Path], dict[str, Any]]
+    settings: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+    board: bool = False
+
+    @property
+    def result(self) -> str:
+        """Name of the file that holds the step's facts."""
+        return f"{self.name}.json"
+
+
+_DESIGN = ("model", "target", "weight_format", "activation_format")
+
+STEPS: list[Step] = [
+    Step("plan", "capture, lower, bind and estimate", steps.plan, _DESIGN),
+    Step(
+        "golden",
+        "run the golden model, compare it with float",
+        steps.golden,
+        (*_DESIGN, "tokens", "prompt"),
+    ),
+    Step("rtl", "generate RTLIL, Verilog and packed weights", steps.rtl, _DESIGN),
+    Step(
+        "simulate",
+        "generate text in the simulated hardware",
+        steps.simulate,
+        _DESIGN,
+        reads=("golden", "rtl"),
+    ),
+    Step("synthesise", "map to the device", steps.synthesise, _DESIGN, reads=("rtl",), board=True),
+    Step(
+        "place-and-route",
+        "place, route and close timing",
+        steps.place_and_route,
+        _DESIGN,
+        reads=("synthesise",),
+        board=True,
+    ),
+    Step(
+        "bitstream",
+        "pack the configuration",
+        steps.bitstream,
+        _DESIGN,
+        reads=("place-and-route",),
+        board=True,
+    ),
+]
+
+
+def find_step(name: str) -> str:
+    """The step's name, if it is one.
+
+    Raises
+    ------
+    UserError
+        If it is not; with the nearest names.
+    """
+    names = [step.name for step in STEPS]
+    if name not in names:
+        raise UserError(unknown_name("Step", name, names))
+    return name
+
+
+def run_steps(
+    context: Context,
+    folder: BuildFolder,
+    progress: Progress,
+    *,
+    stop_after: str | None = None,
+    pipeline: Sequence[Step] = STEPS,
+) -> dict[str, Any]:
+    """Run the steps that are not valid yet and write the report.
+
+    The report is also written when a step fails or is interrupted: it then says where the build
+    stands.
+
+    Parameters
+    ----------
+    context : Context
+    folder : BuildFolder
+    progress : Progress
+    stop_after : str, optional
+        Name of the last step to run; by default the last that the settings ask for.
+    pipeline : sequence of Step
+
+    Returns
+    -------
+    dict
+        The report, as written.
+
+    Raises
+    ------
+    MxhwError
+        From a step, after its log files were kept and the report was written.
+    """
+    chosen = [step for step in pipeline if context.settings.board or not step.board]
+    if stop_after is not None:
+        names = [step.name for step in chosen]
+        if stop_after not in names:
+            raise UserError(f"Step {stop_after!r} needs a board; add --board")
+        chosen = chosen[: names.index(stop_after) + 1]
+    progress.plan([(step.name, step.summary) for step in chosen])
+    sources = source_digest()
+    records: dict[str, StepRecord] = {}
+    try:
+        for step in chosen:
+            records[step.name] = _run_step(step, context, folder, progress, sources)
+    except BaseException as error:
+        reason = str(error) if isinstance(error, MxhwError) else type(error).__name__
+        _write_report(context, folder, records, f"step {step.name}: {reason}")
+        raise
+    return _write_report(context, folder, records, None)
+
+
+def _run_step(
+    step: Step, context: Context, folder: BuildFolder, progress: Progress, sources: str
+) -> StepRecord:
+    """Run one step unless it is valid."""
+    settings = {name: getattr(context.settings, name) for name in step.settings}
+    inputs = {name: folder.file_digests(name) for name in step.reads}
+    key = digest_of([step.name, sources, settings, inputs])
+    record = folder.valid(step.name, key)
+    if record is not None:
+        context.results[step.name] = folder.read_json(step.result)
+        progress.finish(step.name, record.seconds, reused=True)
+        return record
+    progress.begin(step.name)
+    start = time.monotonic()
+    with folder.staging() as staging:
+        try:
+            result = step.run(context, staging)
+            context.results[step.name] = result
+            (staging / step.result).write_text(report.to_json(result), "utf-8")
+            elapsed = time.monotonic() - start
+            record = StepRecord(key, elapsed, report.peak_memory_mb(), {})
+            record = folder.commit(step.name, record, staging)
+        except OSError as error:
+            folder.keep_logs(staging)
+            place = f" ({error.filename})" if error.filename else ""
+            raise BuildError(f"Step {step.name!r} failed: {error.strerror}{place}") from error
+        except MxhwError:
+            folder.keep_logs(staging)
+            raise
+    progress.finish(step.name, elapsed, reused=False)
+    return record
+
+
+def _write_report(
+    context: Context, folder: BuildFolder, records: dict[str, StepRecord], stopped: str | None
+) -> dict[str, Any]:
+    seconds = {name: record.seconds for name, record in records.items()}
+    memory = max((record.memory_mb for record in records.values()), default=0.0)
+    content = report.make_report(context.settings, context.results, seconds, memory, stopped)
+    folder.write_json(report.REPORT_FILE, content)
+    return content

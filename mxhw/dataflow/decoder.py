@@ -1,0 +1,348 @@
+"""The folded decoder: one set of units, a shared matrix engine, and the program that uses them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from amaranth import Module, unsigned
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import bits_for
+
+from mxhw.arith.pipeline import StreamFifo
+from mxhw.arith.quantize import Quantizer
+from mxhw.arith.shapes import BlockBeat, BlockWord, WideBeat
+from mxhw.dataflow.argmax import ArgMax
+from mxhw.dataflow.attention_output import AttentionOutput
+from mxhw.dataflow.embedding import Embedding
+from mxhw.dataflow.engine import MatrixEngine
+from mxhw.dataflow.fixed import FixedBeat, ToFixed
+from mxhw.dataflow.key_cache import KeyCache
+from mxhw.dataflow.link import link, payload_shape
+from mxhw.dataflow.logits import LogitsTap
+from mxhw.dataflow.program import Destination, Operand, Shape, Step, TokenStep, Weights
+from mxhw.dataflow.residual import Residual
+from mxhw.dataflow.rms_norm import RmsNorm
+from mxhw.dataflow.rope import Rope
+from mxhw.dataflow.routing import StreamRoute, StreamSelect
+from mxhw.dataflow.sequencer import Sequencer
+from mxhw.dataflow.softmax import Softmax
+from mxhw.dataflow.swiglu import SwiGlu
+from mxhw.dataflow.value_cache import ValueCache
+from mxhw.dataflow.weight_memory import WeightMemory, WordDecoder
+from mxhw.formats import BlockFormat
+from mxhw.sw.golden.tensor import MXTensor
+
+__all__ = ["DecoderParameters", "FoldedDecoder"]
+
+_COMMAND_DEPTH = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderParameters:
+    """Everything that a folded decoder is built from.
+
+    Members
+    -------
+    shape : Shape
+        Sizes of the program and of the engine.
+    program : sequence of Step
+    words : sequence of int
+        Contents of the weight memory, packed words of ``weight_format``.
+    weight_format, activation_format, engine_format, wide_format : BlockFormat
+        The engine takes weights, keys and values in ``engine_format``.
+    dim, heads, head_size : int
+    rope_theta, norm_epsilon : float
+    norm_weights : sequence of MXTensor
+        In the order the norms are used in a token.
+    softmax_lanes, gated_lanes : int
+        Elements a cycle of the softmax and of the gated SiLU.
+    """
+
+    shape: Shape
+    program: Sequence[Step]
+    words: Sequence[int]
+    weight_format: BlockFormat
+    activation_format: BlockFormat
+    engine_format: BlockFormat
+    wide_format: BlockFormat
+    dim: int
+    heads: int
+    head_size: int
+    rope_theta: float
+    norm_epsilon: float
+    norm_weights: Sequence[MXTensor]
+    softmax_lanes: int = 2
+    gated_lanes: int = 1
+
+
+class FoldedDecoder(wiring.Component):
+    """One decode step of a Llama model for each transfer, all weights on chip.
+
+    Contract: for each token the lowered graph's golden reading, bit for bit: with ``sample`` the
+    arg-max of the logits comes out of ``o_token``, with ``logits`` as well the logits come out of
+    ``o_logits``. Positions of a sequence must be given in order from 0.
+
+    Parameters
+    ----------
+    parameters : DecoderParameters
+
+    Members
+    -------
+    i_step : In(stream of TokenStep)
+    o_token : Out(stream of unsigned)
+    o_logits : Out(stream of beats of signed(24), 12 fraction bits)
+
+    Timing
+    ------
+    See the compiler's estimate: about the engine's words a token, plus the latency between
+    dependent operators.
+    """
+
+    def __init__(self, parameters: DecoderParameters):
+        self._p = p = parameters
+        shape = p.shape
+        step = TokenStep(vocabulary=shape.vocabulary, context=shape.context)
+        super().__init__(
+            {
+                "i_step": In(stream.Signature(step)),
+                "o_token": Out(stream.Signature(unsigned(bits_for(shape.vocabulary - 1)))),
+                "o_logits": Out(stream.Signature(FixedBeat(lanes=shape.lanes))),
+            }
+        )
+
+    @property
+    def parameters(self) -> DecoderParameters:
+        """What the decoder is built from."""
+        return self._p
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        self._build_units(m)
+        self._build_routes(m)
+        self._link_operands(m)
+        self._link_weights(m)
+        self._link_results(m)
+        self._link_commands(m)
+        return m
+
+    def _build_units(self, m: Module) -> None:
+        p, shape = self._p, self._p.shape
+        beat = {"wide_format": p.wide_format, "format": p.activation_format, "lanes": shape.lanes}
+        cache = {
+            "layers": shape.layers,
+            "kv_heads": shape.kv_heads,
+            "context": shape.context,
+            "head_size": p.head_size,
+            "rows": shape.rows,
+            "format": p.activation_format,
+            "lanes": shape.lanes,
+        }
+        m.submodules.engine = self._engine = MatrixEngine(
+            x_format=p.activation_format,
+            w_format=p.engine_format,
+            rows=shape.rows,
+            slots=max(shape.max_blocks, 2),
+            max_blocks=shape.max_blocks,
+            groups_bits=bits_for(shape.max_groups),
+            x_lanes=shape.lanes,
+        )
+        m.submodules.sequencer = self._sequencer = Sequencer(
+            program=p.program, shape=shape, engine_command=payload_shape(self._engine.i_command)
+        )
+        m.submodules.weights = self._weights = WeightMemory(
+            format=p.weight_format, rows=shape.rows, words=p.words
+        )
+        m.submodules.word_decoder = self._word_decoder = WordDecoder(
+            from_format=p.weight_format, to_format=p.engine_format, rows=shape.rows
+        )
+        m.submodules.embedding = self._embedding = Embedding(
+            format=p.engine_format,
+            wide_format=p.wide_format,
+            rows=shape.rows,
+            lanes=shape.lanes,
+            blocks=p.dim // shape.block_size,
+        )
+        m.submodules.residual = self._residual = Residual(
+            dim=p.dim,
+            wide_format=p.wide_format,
+            lanes=shape.lanes,
+            adds=sum(step.destination is Destination.RESIDUAL for step in p.program),
+        )
+        m.submodules.norm = self._norm = RmsNorm(
+            dim=p.dim, epsilon=p.norm_epsilon, weights=p.norm_weights, **beat
+        )
+        m.submodules.rope = self._rope = Rope(
+            context=shape.context,
+            head_size=p.head_size,
+            theta=p.rope_theta,
+            query_heads=p.heads,
+            key_heads=shape.kv_heads,
+            **beat,
+        )
+        m.submodules.keys = self._keys = KeyCache(**cache)
+        m.submodules.values = self._values = ValueCache(
+            query_heads_per_kv=p.heads // shape.kv_heads, **cache
+        )
+        m.submodules.softmax = self._softmax = Softmax(
+            context=shape.context,
+            format=p.activation_format,
+            lanes_in=shape.lanes,
+            lanes=p.softmax_lanes,
+        )
+        m.submodules.attention = self._attention = AttentionOutput(
+            head_size=p.head_size, context=shape.context, **beat
+        )
+        m.submodules.gated = self._gated = SwiGlu(
+            wide_format=p.wide_format,
+            format=p.activation_format,
+            lanes_in=shape.lanes,
+            lanes=p.gated_lanes,
+        )
+        m.submodules.quantizer = self._quantizer = Quantizer(
+            mantissa_bits=self._engine.mantissa_bits,
+            lanes=shape.lanes,
+            formats=(p.wide_format, p.activation_format),
+            shared_exponent=False,
+        )
+        m.submodules.to_fixed = self._to_fixed = ToFixed(
+            mantissa_bits=self._engine.mantissa_bits, lanes=shape.lanes
+        )
+        m.submodules.tap = self._tap = LogitsTap(length=shape.vocabulary, lanes=shape.lanes)
+        m.submodules.argmax = self._argmax = ArgMax(length=shape.vocabulary, lanes=shape.lanes)
+
+    def _build_routes(self, m: Module) -> None:
+        p, shape = self._p, self._p.shape
+        counts = {"count_bits": shape.count_bits}
+        word = BlockWord(format=p.engine_format, rows=shape.rows)
+        m.submodules.memory_route = self._memory_route = StreamRoute(shape=word, ports=2, **counts)
+        m.submodules.weight_select = self._weight_select = StreamSelect(
+            shape=word, ports=len(Weights), **counts
+        )
+        m.submodules.operand_select = self._operand_select = StreamSelect(
+            shape=BlockBeat(format=p.activation_format, lanes=shape.lanes), ports=5, **counts
+        )
+        m.submodules.result_route = self._result_route = StreamRoute(
+            shape=WideBeat(lanes=shape.rows, mantissa_bits=self._engine.mantissa_bits),
+            ports=3,
+            **counts,
+        )
+        m.submodules.wide_route = self._wide_route = StreamRoute(
+            shape=BlockBeat(format=p.wide_format, lanes=shape.lanes), ports=5, **counts
+        )
+        m.submodules.fixed_route = self._fixed_route = StreamRoute(
+            shape=FixedBeat(lanes=shape.lanes), ports=2, **counts
+        )
+
+    def _link_operands(self, m: Module) -> None:
+        p, shape = self._p, self._p.shape
+        beat = BlockBeat(format=p.activation_format, lanes=shape.lanes)
+        head_beats = p.heads * p.head_size // shape.lanes
+        # All heads wait here while the engine is still busy with the keys and values, or with the
+        # other heads; a shorter queue would stop what those depend on.
+        queries = m.submodules.queries = StreamFifo(shape=beat, depth=head_beats)
+        attended = m.submodules.attended = StreamFifo(shape=beat, depth=head_beats)
+        link(m, self._rope.o_query, queries.i)
+        link(m, self._attention.o, attended.i)
+        sources = {
+            Operand.NORM: self._norm.o,
+            Operand.QUERY: queries.o,
+            Operand.PROBABILITIES: self._softmax.o,
+            Operand.ATTENTION: attended.o,
+            Operand.GATED: self._gated.o,
+        }
+        for operand, source in sources.items():
+            link(m, source, self._operand_select.i[operand.value])
+        # Holds the longest operand while the engine works on the step before.
+        m.submodules.operands = operands = StreamFifo(
+            shape=beat, depth=shape.max_blocks * shape.beats_per_block
+        )
+        link(m, self._operand_select.o, operands.i)
+        link(m, operands.o, self._engine.i_x)
+
+    def _link_weights(self, m: Module) -> None:
+        p, shape = self._p, self._p.shape
+        link(m, self._weights.o, self._word_decoder.i)
+        link(m, self._word_decoder.o, self._memory_route.i)
+        link(m, self._memory_route.o[0], self._weight_select.i[Weights.MEMORY.value])
+        link(m, self._memory_route.o[1], self._embedding.i)
+        for name, cache, source in (
+            ("key_decoder", self._keys, Weights.KEYS),
+            ("value_decoder", self._values, Weights.VALUES),
+        ):
+            m.submodules[name] = decoder = WordDecoder(
+                from_format=p.activation_format, to_format=p.engine_format, rows=shape.rows
+            )
+            link(m, cache.o, decoder.i)
+            link(m, decoder.o, self._weight_select.i[source.value])
+        link(m, self._weight_select.o, self._engine.i_weights)
+
+    def _link_results(self, m: Module) -> None:
+        p, shape = self._p, self._p.shape
+        link(m, self._engine.o, self._result_route.i)
+        # Ports 0 and 1 are wide and narrow results of one quantiser; never both at once.
+        wide, narrow, fixed = self._result_route.o
+        into = self._quantizer.i
+        m.d.comb += [
+            into.payload.beat.eq(self._result_route.i.payload),
+            into.payload.select.eq(narrow.valid),
+            into.valid.eq(wide.valid | narrow.valid),
+            wide.ready.eq(into.ready),
+            narrow.ready.eq(into.ready),
+        ]
+        link(m, fixed, self._to_fixed.i)
+        link(m, self._quantizer.o, self._wide_route.i)
+        link(m, self._to_fixed.o, self._fixed_route.i)
+
+        results = self._wide_route.o
+        link(m, results[Destination.ROPE.value], self._rope.i)
+        link(m, results[Destination.RESIDUAL.value], self._residual.i_add)
+        link(m, results[Destination.GATED.value], self._gated.i)
+        link(m, results[Destination.ATTENTION.value], self._attention.i)
+        values = results[Destination.VALUES.value]
+        into = self._values.i
+        m.d.comb += [
+            into.payload.scale.eq(values.payload.scale),
+            into.valid.eq(values.valid),
+            values.ready.eq(into.ready),
+        ]
+        for lane in range(shape.lanes):
+            # A narrow result is sign-extended in the quantiser's wide element.
+            m.d.comb += into.payload.elements[lane].eq(values.payload.elements[lane])
+
+        link(m, self._fixed_route.o[0], self._softmax.i)
+        link(m, self._fixed_route.o[1], self._tap.i)
+        link(m, self._tap.o, self._argmax.i)
+        link(m, self._tap.o_copy, wiring.flipped(self.o_logits))
+        link(m, self._argmax.o, wiring.flipped(self.o_token))
+
+        link(m, self._embedding.o, self._residual.i_load)
+        link(m, self._residual.o, self._norm.i)
+        link(m, self._rope.o_key, self._keys.i)
+        link(m, self._values.o_scales, self._softmax.i_scales)
+        link(m, self._softmax.o_total, self._attention.i_total)
+
+    def _link_commands(self, m: Module) -> None:
+        link(m, wiring.flipped(self.i_step), self._sequencer.i_step)
+        commands = {
+            "memory": self._weights.i_command,
+            "memory_route": self._memory_route.i_command,
+            "weights": self._weight_select.i_command,
+            "operand": self._operand_select.i_command,
+            "engine": self._engine.i_command,
+            "result": self._result_route.i_command,
+            "wide": self._wide_route.i_command,
+            "fixed": self._fixed_route.i_command,
+            "key": self._keys.i_command,
+            "value": self._values.i_command,
+            "rope": self._rope.i_position,
+            "softmax": self._softmax.i_position,
+            "embedding": self._embedding.i_command,
+            "logits": self._tap.i_command,
+        }
+        for name, sink in commands.items():
+            source = getattr(self._sequencer, f"o_{name}")
+            m.submodules[f"{name}_commands"] = queue = StreamFifo(
+                shape=payload_shape(source), depth=_COMMAND_DEPTH
+            )
+            link(m, source, queue.i)
+            link(m, queue.o, sink)

@@ -1,0 +1,110 @@
+"""The embedding: one row of a table that lies in weight words, as wide blocks."""
+
+from amaranth import Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from mxhw.arith.pipeline import StreamFifo
+from mxhw.arith.quantize import Quantizer
+from mxhw.arith.shapes import BlockBeat, BlockWord, SharedBeat
+from mxhw.dataflow.program import EmbeddingCommand
+from mxhw.formats import SCALE_BIAS, BlockFormat
+
+__all__ = ["Embedding"]
+
+
+class Embedding(wiring.Component):
+    """Cut a token's row out of its words and widen it.
+
+    Contract: golden.linear.embedding. For each command, ``blocks`` words are taken and block
+    ``row`` of each is requantised to the wide format, which is exact if that has enough bits.
+
+    Parameters
+    ----------
+    format : BlockFormat
+        Integer format of the words.
+    wide_format : BlockFormat
+    rows : int
+        Blocks of a word.
+    lanes : int
+        Elements of an output beat.
+    blocks : int
+        Blocks of a row of the table.
+
+    Members
+    -------
+    i : In(stream of BlockWord)
+    i_command : In(stream of EmbeddingCommand)
+    o : Out(stream of BlockBeat)
+
+    Timing
+    ------
+    One beat a cycle, ``block_size / lanes`` cycles a word.
+
+    Cost
+    ----
+    A register of one block and a quantiser.
+    """
+
+    def __init__(
+        self,
+        *,
+        format: BlockFormat,
+        wide_format: BlockFormat,
+        rows: int,
+        lanes: int,
+        blocks: int,
+    ):
+        self._format = format
+        self._wide = wide_format
+        self._rows = rows
+        self._lanes = lanes
+        self._blocks = blocks
+        super().__init__(
+            {
+                "i": In(stream.Signature(BlockWord(format=format, rows=rows))),
+                "i_command": In(stream.Signature(EmbeddingCommand(rows=rows))),
+                "o": Out(stream.Signature(BlockBeat(format=wide_format, lanes=lanes))),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        bits = self._format.element.bits
+        m.submodules.quantizer = quantizer = Quantizer(
+            mantissa_bits=bits, lanes=self._lanes, formats=(self._wide,), shared_exponent=True
+        )
+        shape = SharedBeat(lanes=self._lanes, mantissa_bits=bits)
+        m.submodules.queue = queue = StreamFifo(shape=shape, depth=2)
+        wiring.connect(m, queue.o, quantizer.i)
+        wiring.connect(m, quantizer.o, wiring.flipped(self.o))
+
+        beats = self._format.block_size // self._lanes
+        block = Signal(BlockBeat(format=self._format, lanes=self._format.block_size))
+        left = Signal(range(beats + 1))
+        words = Signal(range(self._blocks))
+        take = Signal()
+        m.d.comb += [
+            take.eq(self.i.valid & self.i_command.valid & (left == 0)),
+            self.i.ready.eq(take),
+            self.i_command.ready.eq(take & (words == self._blocks - 1)),
+            queue.i.valid.eq(left != 0),
+            queue.i.payload.exponent.eq(
+                block.scale - (SCALE_BIAS + self._format.element.fraction_bits)
+            ),
+        ]
+        for lane in range(self._lanes):
+            m.d.comb += queue.i.payload.mantissas[lane].eq(block.elements[lane])
+        with m.If(take):
+            m.d.sync += [
+                block.eq(self.i.payload[self.i_command.payload.row]),
+                left.eq(beats),
+                words.eq(0),
+            ]
+            with m.If(words != self._blocks - 1):
+                m.d.sync += words.eq(words + 1)
+        with m.Elif((left != 0) & queue.i.ready):
+            m.d.sync += left.eq(left - 1)
+            elements = block.elements.as_value()
+            m.d.sync += elements.eq(elements >> (bits * self._lanes))
+        return m
