@@ -1,6 +1,7 @@
 """Element and block formats: the only place that knows a bit layout, a range or a rounding rule.
 
-Every element format decodes to an integer *significand*: ``value = significand * 2**-fraction_bits``.
+Every element format decodes to an integer *significand*, with
+``value = significand * 2**-fraction_bits``.
 A block is ``block_size`` elements and one E8M0 scale byte ``s``; an element's value is
 ``significand * 2**(s - 127 - fraction_bits)``. Source: OCP Microscaling Formats (MX) 1.0.
 """
@@ -159,9 +160,7 @@ class BlockFormat:
     def name(self) -> str:
         """Name that :func:`parse_format` reads, for example ``"mxint8"`` or ``"mxfp4_e2m1"``."""
         element = self.element
-        base = (
-            f"mx{element.name}" if element.is_integer else f"mxfp{element.bits}_{element.name}"
-        )
+        base = f"mx{element.name}" if element.is_integer else f"mxfp{element.bits}_{element.name}"
         return base if self.block_size == 32 else f"{base}_b{self.block_size}"
 
     @property
@@ -191,7 +190,9 @@ class BlockFormat:
         return cls(_FLOATS[element], block_size)
 
 
-_PATTERN = re.compile(r"mx(?:int(?P<int>\d+)|fp(?P<bits>[468])(?:_(?P<float>e\dm\d))?)(?:_b(?P<block>\d+))?")
+_PATTERN = re.compile(
+    r"mx(?:int(?P<int>\d+)|fp(?P<bits>[468])(?:_(?P<float>e\dm\d))?)(?:_b(?P<block>\d+))?"
+)
 _DEFAULT_FLOAT = {"4": "e2m1", "6": "e2m3", "8": "e4m3"}
 
 

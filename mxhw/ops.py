@@ -2,7 +2,8 @@
 
 Every node of a lowered graph calls one of these functions. Called, an operator computes its golden
 reading: exact integers on MX blocks, batched over the leading axis (one row a token). Formats are
-given by name, so that a printed graph reads well and runs. Its other readings are found by its name: ``info(target)`` tells what kind of unit serves it.
+given by name, so that a printed graph reads well and runs. Its other readings are found by its
+name: ``info(target)`` tells what kind of unit serves it.
 """
 
 import dataclasses

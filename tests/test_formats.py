@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -118,3 +119,19 @@ def test_wrong_types_are_refused():
         match=r"^Element format must be one of e4m3, e5m2, e2m3, e3m2, e2m1, not 'e1m2'$",
     ):
         BlockFormat.mxfp("e1m2")
+
+
+def test_the_documented_table_is_right():
+    page = Path(__file__).parents[1] / "docs" / "formats.md"
+    rows = re.findall(r"^\| `(mx\w+)` \|(.*)\|$", page.read_text("utf-8"), re.MULTILINE)
+    assert len(rows) == 8
+    for name, row in rows:
+        format = parse_format(name)
+        element = format.element
+        assert [cell.strip() for cell in row.split("|")][1:] == [
+            str(element.bits),
+            f"{element.max_significand * 2.0**-element.fraction_bits:.10g}",
+            str(element.fraction_bits),
+            str(element.significand_bits),
+            str(format.block_bits),
+        ], name

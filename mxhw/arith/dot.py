@@ -12,7 +12,8 @@ from mxhw.arith.pipeline import OutputQueue, adder_tree, delay, delay_value, reg
 from mxhw.arith.shapes import EXPONENT_BITS, BlockBeat
 from mxhw.formats import SCALE_BIAS, BlockFormat
 
-__all__ = ["BlockDot",
+__all__ = [
+    "BlockDot",
     "DotTree",
     "check_pair",
     "connect_blocks",

@@ -56,7 +56,7 @@ class LutMultiplier:
 
 
 def _sum(m: Module, terms: list, name: str) -> tuple[int, int, Value]:
-    """Sum of ``sign * value << position`` by halves; a part's position is that of its lowest term."""
+    """Sum of ``sign * value << position`` by halves, relative to the lowest term's position."""
     if len(terms) == 1:
         return terms[0]
     half = (len(terms) + 1) // 2

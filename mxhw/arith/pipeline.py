@@ -1,9 +1,10 @@
 """Pipelines that never stall, and the queues that let them.
 
-A unit with several register stages does not stop them when its output waits: an enable that reaches
-thousands of flip-flops is slow. Instead a unit lets something in only when the queue behind its last
-stage has a place for it (:class:`OutputQueue`), so that the stages run freely. Every ``ready``
-of such a unit is a register.
+A unit with many register stages does not stop them when its output waits: an enable that reaches
+thousands of flip-flops is slow. Instead a unit lets something in only when the queue behind its
+last stage has a place for it (:class:`OutputQueue`), so that the stages run freely. Every ``ready``
+of such a unit is a register. Only two or three stages behind a memory stop with their output, by
+the ``enable`` of :func:`register`.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from amaranth.utils import bits_for
 __all__ = [
     "OutputQueue",
     "StreamFifo",
+    "add_pairs",
     "adder_tree",
     "bit_index",
     "count",
@@ -26,6 +28,9 @@ __all__ = [
     "tree_levels",
     "wire",
 ]
+
+_ALWAYS = Const(1, 1)
+_PAIRS_A_CHAIN = 4
 
 
 def _check_depth(depth: int) -> int:
@@ -117,17 +122,20 @@ class OutputQueue(wiring.Component):
             write.en.eq(self.i.valid),
             self.o.payload.eq(read.data),
         ]
+        laps = []
         for pointer, step in ((write.addr, self.i.valid), (read.addr, pop)):
             position = Signal.like(pointer)
+            lap = Signal()
             m.d.comb += pointer.eq(position)
             with m.If(step):
                 m.d.sync += position.eq(successor(position, self._depth))
-        # Both counters hold one less than the count, so that the sign bit says "none".
-        places = Signal(signed(bits_for(self._depth) + 1), init=self._depth - 1)
-        filled = Signal(signed(bits_for(self._depth) + 1), init=-1)
+                with m.If(position == self._depth - 1):
+                    m.d.sync += lap.eq(~lap)
+            laps.append(Cat(position, lap))
+        # The counter holds one less than the count, so that the sign bit says "none".
+        places = Signal(signed(bits_for(self._depth - 1) + 1), init=self._depth - 1)
         count(m, places, up=pop, down=self.reserve)
-        count(m, filled, up=self.i.valid, down=pop)
-        m.d.comb += [self.free.eq(~places[-1]), self.o.valid.eq(~filled[-1])]
+        m.d.comb += [self.free.eq(~places[-1]), self.o.valid.eq(laps[0] != laps[1])]
         return m
 
 
@@ -217,27 +225,29 @@ def wire(m: Module, value: Value, name: str) -> Signal:
     return result
 
 
-def register(m: Module, value: Value, name: str) -> Signal:
+def register(m: Module, value: Value, name: str, enable: Value = _ALWAYS) -> Signal:
     """One pipeline register without reset that follows ``value``."""
     value = Value.cast(value)
     result = Signal(value.shape(), name=name, reset_less=True)
-    m.d.sync += result.eq(value)
+    with m.If(enable):
+        m.d.sync += result.eq(value)
     return result
 
 
-def delay_value(m: Module, value: Value, cycles: int, name: str) -> Value:
+def delay_value(m: Module, value: Value, cycles: int, name: str, enable: Value = _ALWAYS) -> Value:
     """Data delayed by registers without reset."""
     value = Value.cast(value)
     for index in range(cycles):
-        value = register(m, value, f"{name}_{index + 1}")
+        value = register(m, value, f"{name}_{index + 1}", enable)
     return value
 
 
-def delay(m: Module, flag: Value, cycles: int, name: str) -> Value:
+def delay(m: Module, flag: Value, cycles: int, name: str, enable: Value = _ALWAYS) -> Value:
     """A control bit delayed by registers that reset to 0."""
     for index in range(cycles):
         later = Signal(name=f"{name}_{index + 1}")
-        m.d.sync += later.eq(flag)
+        with m.If(enable):
+            m.d.sync += later.eq(flag)
         flag = later
     return flag
 
@@ -253,16 +263,38 @@ def adder_tree(m: Module, terms: Sequence[Value], name: str) -> Value:
     terms = [Value.cast(term) for term in terms]
     while len(terms) > 1:
         level += 1
-        pairs = range(0, len(terms), 2)
+        even = terms[: len(terms) // 2 * 2]
+        sums = add_pairs(m, even[0::2], even[1::2], f"{name}_{level}")
         terms = [
-            register(
-                m,
-                terms[index] + terms[index + 1] if index + 1 < len(terms) else terms[index],
-                f"{name}_{level}_{index // 2}",
-            )
-            for index in pairs
+            register(m, value, f"{name}_{level}_{index}")
+            for index, value in enumerate(sums + terms[len(even) :])
         ]
     return terms[0]
+
+
+def add_pairs(m: Module, left: Sequence[Value], right: Sequence[Value], name: str) -> list[Value]:
+    """Sums of pairs of signed values, several in one adder.
+
+    Each carry chain costs four cells to enter and leave, so that one long adder with a zero bit
+    between its sums is smaller than several short ones, and the added delay is small.
+    """
+    sums: list[Value] = []
+    for start in range(0, len(left), _PAIRS_A_CHAIN):
+        pairs = list(zip(left[start:], right[start:], strict=False))[:_PAIRS_A_CHAIN]
+        width = max((a + b).shape().width for a, b in pairs)
+        parts = []
+        for side in zip(*pairs, strict=True):
+            fields = [Cat(_extend(value, width), Const(0, 1)) for value in side]
+            parts.append(Cat(fields))
+        total = wire(m, (parts[0] + parts[1])[: len(parts[0])], f"{name}_chain_{start}")
+        for index in range(len(pairs)):
+            sums.append(total[index * (width + 1) :][:width].as_signed())
+    return sums
+
+
+def _extend(value: Value, width: int) -> Value:
+    """Bits of a signed value in a larger width."""
+    return Cat(value, value[-1].replicate(width - len(value)))
 
 
 def bit_index(m: Module, value: Value, name: str) -> tuple[Value, Value]:

@@ -9,7 +9,6 @@ from amaranth.utils import bits_for
 
 from mxhw.arith.pipeline import (
     OutputQueue,
-    StreamFifo,
     bit_index,
     count,
     delay,
@@ -20,7 +19,7 @@ from mxhw.arith.pipeline import (
     wire,
 )
 from mxhw.arith.shapes import EXPONENT_BITS, BlockBeat, SharedBeat, WideBeat
-from mxhw.formats import SCALE_BIAS, SCALE_BITS, SCALE_MAX, BlockFormat
+from mxhw.formats import SCALE_BIAS, SCALE_BITS, BlockFormat
 
 __all__ = ["Quantizer"]
 
@@ -73,9 +72,9 @@ class Quantizer(wiring.Component):
     ValueError
         If the mantissa's width, the lanes or a format is not supported.
 
-    Timing: ``latency`` from a block's last beat to its first: 7 cycles with one or two lanes, 8 with
-    up to eight, 9 with more; 6 with a shared exponent. Interval ``block_size / lanes``: one beat a
-    cycle, sustained.
+    Timing: ``latency`` from a block's last beat to its first: 6 cycles with one or two lanes, 7
+    with up to eight, 8 with more; 5 with a shared exponent. Interval ``block_size / lanes``: one
+    beat a cycle, sustained.
 
     Cost: no multipliers; the block waits in distributed memory (:meth:`cost`).
     """
@@ -98,7 +97,7 @@ class Quantizer(wiring.Component):
         self._mantissa_bits = mantissa_bits
         self._lanes = lanes
         self._shared_exponent = bool(shared_exponent)
-        self._format = max(self._formats, key=lambda format: format.element.bits)
+        self._format = max(self._formats, key=lambda item: item.element.bits)
         output_shape = BlockBeat(format=self._format, lanes=lanes)
         self._beats = self._format.block_size // lanes
         self._beat_shape = (SharedBeat if shared_exponent else WideBeat)(
@@ -141,9 +140,7 @@ class Quantizer(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from the transfer of a block's last beat to that of its first output beat."""
-        if self._shared_exponent:
-            return 6
-        return 7 + _max_stages(self._lanes)
+        return 5 if self._shared_exponent else 6 + _max_stages(self._lanes)
 
     @property
     def interval(self) -> int:
@@ -157,10 +154,9 @@ class Quantizer(wiring.Component):
 
     def cost(self) -> dict[str, int]:
         """Multipliers and bits of distributed memory."""
-        exponents = 0 if self._shared_exponent else self._lanes * (EXPONENT_BITS + 2)
-        stored = (self._lanes * self._mantissa_bits + exponents) * self._depth
-        queued = self._lanes * self._format.element.bits + SCALE_BITS
-        return {"multipliers": 0, "memory_bits": stored + queued * _ROWS}
+        exponents = 0 if self._shared_exponent else EXPONENT_BITS + 1
+        stored = self._lanes * (self._mantissa_bits + exponents) * self._depth
+        return {"multipliers": 0, "memory_bits": stored}
 
     def elaborate(self, platform):
         m = Module()
@@ -174,21 +170,26 @@ class Quantizer(wiring.Component):
         m.d.comb += accept.eq(self.i.valid & self.i.ready)
         _first_in, last = _beat_counter(m, accept, self._beats, "in")
         m.d.comb += last_in.eq(last)
-        m.submodules.out = out = OutputQueue(shape=self.o.payload.shape(), depth=_ROWS)
-        wiring.connect(m, out.o, wiring.flipped(self.o))
 
         find = self._find_shared if self._shared_exponent else self._find_scale
-        m.submodules.blocks = blocks = StreamFifo(shape=self._block_shape(), depth=_ROWS)
+        # A block waits here with its beats in the storage, so that the queue never overflows.
+        m.submodules.blocks = blocks = OutputQueue(
+            shape=self._block_shape(), depth=max(2, -(-self._depth // self._beats))
+        )
         stored = self._store(m, beat)
         find(m, beat, accept, _first_in, last_in, select, blocks, stored)
 
-        issue = Signal()
-        m.d.comb += [issue.eq(blocks.o.valid & out.free), out.reserve.eq(issue)]
+        # The storage is elastic enough: behind it a short pipeline stops while its output waits.
+        advance, issue = Signal(), Signal()
+        m.d.comb += [
+            advance.eq(~self.o.valid | self.o.ready),
+            issue.eq(blocks.o.valid & advance),
+        ]
         _first_out, last_out = _beat_counter(m, issue, self._beats, "out")
-        m.d.comb += blocks.o.ready.eq(last_out & out.free)
+        m.d.comb += blocks.o.ready.eq(last_out & advance)
         stored.connect(m, accept, issue)
         m.d.comb += self.i.ready.eq(stored.room)
-        self._drain(m, issue, blocks.o.payload, stored, out)
+        self._drain(m, blocks.o.valid, advance, blocks.o.payload, stored)
         return m
 
     # What is known of a block when its last beat has arrived.
@@ -199,14 +200,9 @@ class Quantizer(wiring.Component):
             members["select"] = range(len(self._formats))
         if self._shared_exponent:
             members["amount"] = unsigned(self._amount_bits)
-        elif self._offsets != {0}:
-            members["base"] = unsigned(SCALE_BITS + 1)
+        else:
+            members["base"] = signed(SCALE_BITS + 1)
         return data.StructLayout(members)
-
-    @property
-    def _offsets(self) -> set[int]:
-        """Bits that each format's elements are narrower than the output's."""
-        return {self._format.element.bits - format.element.bits for format in self._formats}
 
     @property
     def _left(self) -> int:
@@ -228,28 +224,22 @@ class Quantizer(wiring.Component):
         return result
 
     def _store(self, m: Module, beat) -> "_Storage":
-        widths = {"mantissas": self._lanes * self._mantissa_bits}
         stored = _Storage(self._depth)
-        stored.add(m, "mantissas", beat.mantissas.as_value(), widths["mantissas"])
+        stored.add(m, "mantissas", beat.mantissas.as_value(), self._lanes * self._mantissa_bits)
         return stored
 
     def _find_scale(self, m, beat, accept, first, last, select, blocks, stored) -> None:
-        """Per-lane exponents: a scale byte for each element, then their maximum."""
-        biased_bits = EXPONENT_BITS + 1
-        biased = [
-            (beat.exponents[lane] + SCALE_BIAS)[:biased_bits].as_signed()
-            for lane in range(self._lanes)
-        ]
-        stored.add(m, "biased", Cat(biased), self._lanes * biased_bits)
+        """Per-lane exponents: a scale for each element, then their maximum."""
+        stored.add(m, "exponents", beat.exponents.as_value(), self._lanes * EXPONENT_BITS)
         scales, overflows = [], []
         for lane in range(self._lanes):
             mantissa = beat.mantissas[lane]
-            index, some = bit_index(m, _ones_complement(mantissa), f"top_{lane}")
+            index, some = bit_index(m, _ones_complement(mantissa), f"highest_{lane}")
             top_index = register(m, index, f"index_{lane}")
             carry = register(m, some & _is_negative_power(mantissa), f"carry_{lane}")
             zero = register(m, ~some & ~mantissa[-1], f"zero_{lane}")
-            exponent = register(m, biased[lane], f"biased_{lane}")
-            top = wire(m, _add_carry(exponent, top_index, carry), f"top_{lane}")
+            exponent = register(m, beat.exponents[lane], f"exponent_{lane}")
+            top = wire(m, _add_carry(exponent, top_index, carry), f"highest_{lane}")
             scale, high = _clamp_scale(top, zero)
             scales.append(register(m, scale, f"scale_{lane}"))
             overflows.append(register(m, high, f"overflow_{lane}"))
@@ -268,18 +258,15 @@ class Quantizer(wiring.Component):
         select = delay_value(m, select, cycles, "select")
         highest = _maximum(m, scales)
         if self._beats > 1:
-            running = Signal(SCALE_BITS, reset_less=True)
-            highest = Mux(~first & (running > highest), running, highest)
+            running = Signal.like(highest, reset_less=True)
+            highest = wire(m, Mux(~first & (running > highest), running, highest), "highest")
             with m.If(valid):
                 m.d.sync += running.eq(highest)
-        scale = Signal(SCALE_BITS)
         m.d.comb += [
-            scale.eq(highest),
             blocks.i.valid.eq(valid & last),
-            blocks.i.payload.scale.eq(scale),
+            blocks.i.payload.scale.eq(highest + SCALE_BIAS),
+            blocks.i.payload.base.eq(highest + self._offset(select)),
         ]
-        if "base" in self._block_shape().members:
-            m.d.comb += blocks.i.payload.base.eq(scale + self._offset(select))
         if len(self._formats) > 1:
             m.d.comb += blocks.i.payload.select.eq(select)
 
@@ -295,27 +282,26 @@ class Quantizer(wiring.Component):
             m.d.sync += union.eq(bits)
         done = delay(m, accept & last, 2, "done")
         select = delay_value(m, select, 2, "select")
-        exponent = (beat.exponent + SCALE_BIAS)[: EXPONENT_BITS + 1].as_signed()
-        exponent = delay_value(m, exponent, 2, "biased")
-        index, some = bit_index(m, union, "top")
+        exponent = delay_value(m, beat.exponent, 2, "exponent")
+        index, some = bit_index(m, union, "highest")
         index = register(m, index, "index")
         zero = register(m, ~some, "zero")
-        top = wire(m, exponent + index, "top")
+        top = wire(m, exponent + index, "highest")
         scale, high = _clamp_scale(top, zero)
+        low = wire(m, _is_low(top), "low")
+        # The shift follows from the highest bit alone unless the scale was clamped.
         offset = self._offset(select) + 1
-        low = top < 0
-        plain = index + offset
-        clamped = Mux(low, offset, offset + SCALE_MAX) - exponent
-        amount = Mux(low | high, _clamp_amount(m, clamped, self._amount_bits), plain)
+        clamped = Mux(low, offset - SCALE_BIAS, offset + SCALE_BIAS) - exponent
+        amount = Mux(low | high, _clamp_amount(m, clamped, self._amount_bits), index + offset)
         m.d.comb += [
             blocks.i.valid.eq(done),
-            blocks.i.payload.scale.eq(scale),
+            blocks.i.payload.scale.eq(scale + SCALE_BIAS),
             blocks.i.payload.amount.eq(amount),
         ]
         if len(self._formats) > 1:
             m.d.comb += blocks.i.payload.select.eq(select)
 
-    def _drain(self, m, issue, block, stored, out) -> None:
+    def _drain(self, m, valid, advance, block, stored) -> None:
         """Shift, round and saturate a stored beat."""
         bits = self._format.element.bits
         multiple = len(self._formats) > 1
@@ -328,37 +314,40 @@ class Quantizer(wiring.Component):
         if self._shared_exponent:
             values = [mantissas[lane] for lane in range(self._lanes)]
             amounts = [block.amount] * self._lanes
-            overflows = [Const(0, 1)] * self._lanes
+            overflows = []
         else:
             cycles = 3
-            biased = data.View(
-                data.ArrayLayout(signed(EXPONENT_BITS + 1), self._lanes), stored.read("biased")
+            exponents = data.View(
+                data.ArrayLayout(signed(EXPONENT_BITS), self._lanes), stored.read("exponents")
             )
-            base = block.base if "base" in self._block_shape().members else block.scale
             values, amounts, overflows = [], [], []
             for lane in range(self._lanes):
-                amount = _clamp_amount(m, base - biased[lane], self._amount_bits)
-                values.append(register(m, mantissas[lane], f"value_{lane}"))
-                amounts.append(register(m, amount, f"amount_{lane}"))
-                overflows.append(register(m, stored.read("overflow")[lane], f"saturate_{lane}"))
-        select_late = delay_value(m, select, cycles - 1, "drain_select")
+                amount = _clamp_amount(m, block.base - exponents[lane], self._amount_bits)
+                overflow = stored.read("overflow")[lane]
+                values.append(register(m, mantissas[lane], f"value_{lane}", advance))
+                amounts.append(register(m, amount, f"amount_{lane}", advance))
+                overflows.append(register(m, overflow, f"saturate_{lane}", advance))
+        select_late = delay_value(m, select, cycles - 1, "drain_select", advance)
+        payload = self.o.payload
         m.d.comb += [
-            out.i.valid.eq(delay(m, issue, cycles, "drain")),
-            out.i.payload.scale.eq(delay_value(m, scale, cycles, "drain_scale")),
+            self.o.valid.eq(delay(m, valid, cycles, "drain", advance)),
+            payload.scale.eq(delay_value(m, scale, cycles, "drain_scale", advance)),
         ]
         for lane in range(self._lanes):
             value = values[lane]
             shift = _Shift(m, Cat(Const(0, self._left), value), value[-1])
             steps = len(amounts[lane])
             shift.run(amounts[lane], range(steps - 1, _COARSE_STEP.bit_length() - 2, -1), bits)
-            shift.overflow = shift.overflow | overflows[lane]
-            shift.register(f"coarse_{lane}")
-            fine = register(m, amounts[lane][: _COARSE_STEP.bit_length() - 1], f"fine_{lane}")
+            shift.register(f"coarse_{lane}", advance)
+            low = amounts[lane][: _COARSE_STEP.bit_length() - 1]
+            fine = register(m, low, f"fine_{lane}", advance)
             shift.run(fine, range(_COARSE_STEP.bit_length() - 2, -1, -1), bits)
+            if not self._shared_exponent:
+                shift.overflow = register(m, overflows[lane], f"saturate_late_{lane}", advance)
             code, up = self._round(m, shift, select_late)
-            code = register(m, code, f"floor_{lane}")
-            up = register(m, up, f"up_{lane}")
-            m.d.comb += out.i.payload.elements[lane].eq(code + up)
+            code = register(m, code, f"floor_{lane}", advance)
+            up = register(m, up, f"up_{lane}", advance)
+            m.d.comb += payload.elements[lane].eq(code + up)
 
     def _round(self, m: Module, shift: "_Shift", select: Value) -> tuple[Value, Value]:
         """Floor of the element, already saturated, and whether one must be added."""
@@ -423,10 +412,11 @@ class _Shift:
         part = self.word[start:]
         return (part ^ self.sign.replicate(len(part))).any() if len(part) else Const(0, 1)
 
-    def register(self, name: str) -> None:
+    def register(self, name: str, enable: Value) -> None:
         """Put a register stage here."""
         for field in ("word", "sign", "sticky", "overflow"):
-            setattr(self, field, register(self._m, getattr(self, field), f"{name}_{field}"))
+            value = register(self._m, getattr(self, field), f"{name}_{field}", enable)
+            setattr(self, field, value)
 
 
 class _Storage:
@@ -532,11 +522,20 @@ def _add_carry(left: Value, right: Value, carry: Value) -> Value:
     return total[1:].as_signed()
 
 
+def _is_low(value: Value) -> Value:
+    """Whether a signed exponent is below -127."""
+    rest = value[SCALE_BITS - 1 :]
+    return value[-1] & (~rest.all() | ~value[: SCALE_BITS - 1].any())
+
+
 def _clamp_scale(value: Value, zero: Value) -> tuple[Value, Value]:
-    """Scale byte of a biased exponent, and whether it is too high."""
-    low = value[-1] | zero
-    high = ~value[-1] & (value > SCALE_MAX)
-    return Mux(low, 0, Mux(high, SCALE_MAX, value[:SCALE_BITS])), high & ~zero
+    """A signed exponent limited to -127 to 127 (the least for zero), and whether it was higher."""
+    low = zero | _is_low(value)
+    high = ~value[-1] & value[SCALE_BITS - 1 :].any() & ~zero
+    body = (value[1 : SCALE_BITS - 1] | high.replicate(SCALE_BITS - 2)) & ~low.replicate(
+        SCALE_BITS - 2
+    )
+    return Cat(value[0] | high | low, body, low | (value[-1] & ~high)).as_signed(), high
 
 
 def _clamp_amount(m: Module, value: Value, bits: int) -> Value:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mxhw.compiler import report, steps
+from mxhw.compiler.context import Context, unknown_name
 from mxhw.compiler.progress import Progress
-from mxhw.compiler.steps import Context, unknown_name
 from mxhw.compiler.workspace import BuildFolder, StepRecord, digest_of, source_digest
 from mxhw.errors import BuildError, MxhwError, UserError
 
@@ -31,11 +31,11 @@ class Step:
         Takes the context and an empty folder for its files; returns facts as a JSON object. It
         must not depend on anything that ``settings``, ``reads`` and the package do not name.
     settings : tuple of str
-        Fields of :class:`~mxhw.compiler.steps.Settings` that the result depends on.
+        Fields of :class:`~mxhw.compiler.context.Settings` that the result depends on.
     reads : tuple of str
         Earlier steps whose files the result depends on.
-    board : bool
-        Whether it runs only if a board was asked for.
+    only_if : str, optional
+        A yes-or-no field of the settings without which the step is left out.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Step:
     run: Callable[[Context, Path], dict[str, Any]]
     settings: tuple[str, ...]
     reads: tuple[str, ...] = ()
-    board: bool = False
+    only_if: str | None = None
 
     @property
     def result(self) -> str:
@@ -52,6 +52,7 @@ class Step:
 
 
 _DESIGN = ("model", "target", "weight_format", "activation_format")
+_BOARD = (*_DESIGN, "clock_mhz")
 
 STEPS: list[Step] = [
     Step("plan", "capture, lower, bind and estimate", steps.plan, _DESIGN),
@@ -69,22 +70,29 @@ STEPS: list[Step] = [
         _DESIGN,
         reads=("golden", "rtl"),
     ),
-    Step("synthesise", "map to the device", steps.synthesise, _DESIGN, reads=("rtl",), board=True),
+    Step(
+        "synthesise",
+        "map to the device",
+        steps.synthesise,
+        _BOARD,
+        reads=("rtl",),
+        only_if="board",
+    ),
     Step(
         "place-and-route",
         "place, route and close timing",
         steps.place_and_route,
-        _DESIGN,
+        _BOARD,
         reads=("synthesise",),
-        board=True,
+        only_if="bitstream",
     ),
     Step(
         "bitstream",
         "pack the configuration",
         steps.bitstream,
-        _DESIGN,
+        _BOARD,
         reads=("place-and-route",),
-        board=True,
+        only_if="bitstream",
     ),
 ]
 
@@ -99,7 +107,7 @@ def find_step(name: str) -> str:
     """
     names = [step.name for step in STEPS]
     if name not in names:
-        raise UserError(unknown_name("Step", name, names))
+        raise UserError(unknown_name("step", name, names))
     return name
 
 
@@ -109,7 +117,7 @@ def run_steps(
     progress: Progress,
     *,
     stop_after: str | None = None,
-    pipeline: Sequence[Step] = STEPS,
+    pipeline: Sequence[Step] | None = None,
 ) -> dict[str, Any]:
     """Run the steps that are not valid yet and write the report.
 
@@ -123,7 +131,8 @@ def run_steps(
     progress : Progress
     stop_after : str, optional
         Name of the last step to run; by default the last that the settings ask for.
-    pipeline : sequence of Step
+    pipeline : sequence of Step, optional
+        By default :data:`STEPS`.
 
     Returns
     -------
@@ -135,11 +144,18 @@ def run_steps(
     MxhwError
         From a step, after its log files were kept and the report was written.
     """
-    chosen = [step for step in pipeline if context.settings.board or not step.board]
+    pipeline = STEPS if pipeline is None else pipeline
+    settings = context.settings
+    chosen = [step for step in pipeline if not step.only_if or getattr(settings, step.only_if)]
     if stop_after is not None:
         names = [step.name for step in chosen]
         if stop_after not in names:
-            raise UserError(f"Step {stop_after!r} needs a board; add --board")
+            if not settings.board:
+                raise UserError(f"Step {stop_after!r} needs a board; add --board")
+            raise UserError(
+                f"Step {stop_after!r} needs the vendor's tools for {settings.target!r}; the build "
+                f"ends with a project for them (--stop-after {names[-1]})"
+            )
         chosen = chosen[: names.index(stop_after) + 1]
     progress.plan([(step.name, step.summary) for step in chosen])
     sources = source_digest()

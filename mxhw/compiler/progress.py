@@ -12,6 +12,7 @@ from rich.text import Text
 __all__ = ["LineProgress", "LiveProgress", "Progress", "SilentProgress", "make_progress"]
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_NEW_LINES = 2.0
 
 
 class Progress(Protocol):
@@ -86,9 +87,10 @@ class LineProgress(SilentProgress):
         self._text = ""
 
     def update(self, text: str, done: int | None = None, total: int | None = None) -> None:
-        """Print what is done if it is new, or if it was long ago that something was printed."""
+        """Print what is done unless something was printed a moment ago."""
         now = time.monotonic()
-        if text == self._text and now - self._last < _SECONDS_BETWEEN_LINES:
+        known = text == self._text
+        if now - self._last < (_SECONDS_BETWEEN_LINES if known else _SECONDS_BETWEEN_NEW_LINES):
             return
         self._last, self._text = now, text
         share = f" ({done} of {total})" if total else ""

@@ -44,11 +44,11 @@ FIELDS = (
 )
 """Every field of the report, in order; one that no step has measured yet is null."""
 
-_RESOURCE_NAMES = {
-    "lut": "LUT4",
-    "ff": "flip-flops",
-    "dsp": "DSP slices",
-    "block_ram": "block RAMs",
+_RESOURCE_TITLES = {
+    "luts": "lookup tables",
+    "flip_flops": "flip-flops",
+    "block_rams": "block RAMs",
+    "multipliers": "multipliers",
 }
 
 
@@ -107,9 +107,9 @@ def make_report(
         "bits_per_byte": golden.get("bits_per_byte"),
         "perplexity_ratio": golden.get("perplexity_ratio"),
         "resources": {
-            "capacity": plan.get("capacity"),
             "estimated": plan.get("resources"),
             "measured": routing.get("resources") or synthesis.get("resources"),
+            "capacity": plan.get("capacity"),
         },
         "fmax_mhz": routing.get("fmax_mhz"),
         "clock_mhz": clock,
@@ -137,11 +137,9 @@ def resource_table(resources: Mapping[str, Any]) -> Table:
         table.add_column(title, justify="right")
     capacity = resources.get("capacity") or {}
     estimated, measured = resources.get("estimated") or {}, resources.get("measured") or {}
-    for name in [*_RESOURCE_NAMES, *(key for key in measured if key not in _RESOURCE_NAMES)]:
-        if name not in estimated and name not in measured:
-            continue
+    for name, title in _RESOURCE_TITLES.items():
         table.add_row(
-            _RESOURCE_NAMES.get(name, name),
+            title,
             *(
                 _percent(part[name], capacity.get(name)) if name in part else "-"
                 for part in (estimated, measured)

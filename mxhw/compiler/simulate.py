@@ -1,13 +1,13 @@
 """Greedy text from the golden model, and the same text from the simulated hardware.
 
 The golden model writes a script: every step that the hardware is to take, with the token that it
-must choose and, at every sixteenth step, the logits. The simulation takes the steps one after the
-other, as a host does, and stops at the first answer that differs; so up to there every token that
-the hardware was fed is its own choice.
+must choose and, at every sixteenth of them, the logits. The simulation takes the steps one after
+the other, as a host does, and stops at the first answer that differs; so up to there every token
+that the hardware was fed is its own choice.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from mxhw.sw.golden.linear import FIXED_BITS
 __all__ = ["LOGITS_PERIOD", "Script", "ScriptStep", "SimulationResult", "replay", "write_script"]
 
 LOGITS_PERIOD = 16
-"""Logits are compared at every step whose number is a multiple of this."""
+"""Logits are compared at the first generated token and at every so many further ones."""
 
 Progress = Callable[[int, int], None]
 
@@ -137,7 +137,7 @@ def write_script(
         for position in range(context):
             choice, fixed = decode(torch.tensor([token]), torch.tensor([position]))
             sampled = position >= len(known) - 1
-            if sampled and len(steps) % LOGITS_PERIOD == 0:
+            if sampled and generated % LOGITS_PERIOD == 0:
                 logits[len(steps)] = fixed.flatten().numpy().astype(np.int64)
             steps.append(ScriptStep(token, position, int(choice) if sampled else None))
             token = int(choice) if sampled else known[position + 1]
@@ -164,7 +164,7 @@ class SimulationResult:
     cycles : int
         Clock cycles of the whole simulation.
     cycles_by_position : dict of int to int
-        Cycles between a step's entry and its token, of steps without logits.
+        Cycles between a step's entry and its token; of steps without logits, if there are any.
     """
 
     tokens: int
@@ -210,9 +210,10 @@ def replay(
     """
     tokens = vectors = 0
     cycles: dict[int, int] = {}
+    cycles_with_logits: dict[int, int] = {}
     for number, step in enumerate(script.steps):
         expected = script.logits.get(number)
-        fields = {
+        fields: Mapping[int | str, int] = {
             "token": step.token,
             "position": step.position,
             "sample": int(step.chosen is not None),
@@ -233,11 +234,11 @@ def replay(
                     f"it chose {chosen}, not {step.chosen}"
                 )
             tokens += 1
-            if expected is None:
-                cycles[step.position] = engine.cycles - start
+            kind = cycles if expected is None else cycles_with_logits
+            kind[step.position] = engine.cycles - start
         if on_progress is not None:
             on_progress(number + 1, len(script.steps))
-    return SimulationResult(tokens, vectors, engine.cycles, cycles)
+    return SimulationResult(tokens, vectors, engine.cycles, cycles or cycles_with_logits)
 
 
 def _compare_logits(

@@ -1,227 +1,28 @@
-"""What each step of a build does, and what they share."""
+"""What each step of a build does: it reads the context, writes files and returns facts."""
 
 import dataclasses
-import difflib
-import functools
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mxhw.compiler.progress import Progress
+from mxhw.compiler.context import REPORT_CONTEXT, Context, Settings
 from mxhw.errors import BuildError, ToolError, UserError
-from mxhw.formats import BlockFormat, list_formats, parse_format
 
 if TYPE_CHECKING:
-    from torch import fx
-
-    from mxhw.compiler.binding import FoldedBinding
-    from mxhw.models.llama import Llama, LlamaConfig
-    from mxhw.models.tokenizer import Tokenizer
+    from mxhw.compiler._tools import Progress as ToolProgress
 
 # Modules that load PyTorch are imported where they are used: lists and help need none of them.
 
-__all__ = [
-    "REPORT_CONTEXT",
-    "Context",
-    "Settings",
-    "bitstream",
-    "golden",
-    "parse_formats",
-    "place_and_route",
-    "plan",
-    "rtl",
-    "simulate",
-    "synthesise",
-    "unknown_name",
-]
+__all__ = ["bitstream", "golden", "place_and_route", "plan", "rtl", "simulate", "synthesise"]
 
-REPORT_CONTEXT = 64
-"""Positions that a token sees in the figures of speed."""
-
-_LARGEST_ENGINE_BITS = 18
-
-
-def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    """Sentence about a name that does not exist, with the nearest ones or else all."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    if near:
-        return f"{what} {name!r} does not exist; did you mean {' or '.join(near)}?"
-    return f"{what} {name!r} does not exist; choose one of {', '.join(known)}"
-
-
-def parse_formats(text: str) -> tuple[BlockFormat, BlockFormat]:
-    """Weight and activation format of ``W`` or ``W/A``.
-
-    A single name sets the weights, and the activations too if it is MXINT of at most 8 bits; else
-    they are MXINT8 blocks of the same size.
-
-    Raises
-    ------
-    UserError
-        If a name is not a format, or the hardware cannot take it.
-    """
-    names = text.split("/")
-    if len(names) > 2:
-        raise UserError(f"Format must be W or W/A (weights/activations), not {text!r}")
-    weights, *rest = [_parse_format(name) for name in names]
-    narrow = weights.element.is_integer and weights.element.bits <= 8
-    default = weights if narrow else BlockFormat.mxint(8, weights.block_size)
-    activations = rest[0] if rest else default
-    element = weights.element
-    engine_bits = max(element.significand_bits, element.fraction_bits + 2)
-    if element.bits > 8 or engine_bits > _LARGEST_ENGINE_BITS:
-        raise UserError(
-            f"Weights in {weights.name} do not fit the multipliers; hardware takes mxint2 to "
-            f"mxint8, mxfp4, mxfp6_e2m3 and mxfp6_e3m2"
-        )
-    if not activations.element.is_integer or activations.element.bits > 8:
-        raise UserError(
-            f"Activations must be mxint2 to mxint8, not {activations.name}; "
-            f"write --format {weights.name}/mxint8"
-        )
-    if weights.block_size != activations.block_size:
-        raise UserError(
-            f"Weights and activations must have blocks of one size, not {weights.block_size} and "
-            f"{activations.block_size}"
-        )
-    return weights, activations
-
-
-def _parse_format(name: str) -> BlockFormat:
-    try:
-        return parse_format(name)
-    except UserError as error:
-        near = difflib.get_close_matches(name.strip().lower(), list_formats(), n=2, cutoff=0.6)
-        if not near:
-            raise
-        raise UserError(unknown_name("Format", name, list_formats())) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a user asked for.
-
-    Members
-    -------
-    model : str
-        Name of a bundled model.
-    target : str
-        Board whose budget the design is made for.
-    board : bool
-        Whether the design is also built for that board.
-    weight_format, activation_format : str
-    tokens : int
-        Tokens to generate.
-    prompt : str
-    """
-
-    model: str
-    target: str
-    board: bool = False
-    weight_format: str = "mxint8"
-    activation_format: str = "mxint8"
-    tokens: int = 256
-    prompt: str = "Once upon a time"
-
-    @property
-    def format(self) -> str:
-        """Both formats as ``--format`` takes them."""
-        if self.weight_format == self.activation_format:
-            return self.weight_format
-        return f"{self.weight_format}/{self.activation_format}"
-
-
-class Context:
-    """What the steps of one build share; everything is made when it is first needed.
-
-    Parameters
-    ----------
-    settings : Settings
-    folder : Path
-        The build folder: files of earlier steps.
-    progress : Progress
-
-    Attributes
-    ----------
-    results : dict
-        Facts of the steps so far, by name.
-    """
-
-    def __init__(self, settings: Settings, folder: Path, progress: Progress) -> None:
-        self.settings = settings
-        self.folder = folder
-        self.progress = progress
-        self.results: dict[str, dict[str, Any]] = {}
-
-    @functools.cached_property
-    def _loaded(self) -> "tuple[Llama, Tokenizer, LlamaConfig]":
-        import torch
-
-        from mxhw.models import bundled
-
-        if self.settings.model not in bundled.MODELS:
-            raise UserError(unknown_name("Model", self.settings.model, bundled.MODELS))
-        # The operators are small: more threads cost more than they bring.
-        torch.set_num_threads(1)
-        return bundled.load(self.settings.model)
-
-    @property
-    def model(self) -> "Llama":
-        """The float model."""
-        return self._loaded[0]
-
-    @property
-    def tokenizer(self) -> "Tokenizer":
-        """The model's tokenizer."""
-        return self._loaded[1]
-
-    @property
-    def config(self) -> "LlamaConfig":
-        """The model's shape."""
-        return self._loaded[2]
-
-    @functools.cached_property
-    def options(self) -> Any:
-        """Formats for the lowering."""
-        from mxhw.compiler.passes import LoweringOptions
-
-        return LoweringOptions(
-            parse_format(self.settings.weight_format), parse_format(self.settings.activation_format)
-        )
-
-    @functools.cached_property
-    def prefill(self) -> "fx.GraphModule":
-        """The lowered model over whole sequences."""
-        from mxhw.compiler.lower import lower
-
-        return lower(self.model, self.options)
-
-    @functools.cached_property
-    def decode(self) -> "fx.GraphModule":
-        """The lowered decode step, from which the hardware is made."""
-        from mxhw.compiler.lower import lower
-        from mxhw.models.llama import LlamaDecode
-
-        return lower(LlamaDecode(self.model), self.options)
-
-    @functools.cached_property
-    def binding(self) -> "FoldedBinding":
-        """The decode step bound to units."""
-        from mxhw.compiler.binding import bind
-
-        return bind(self.decode, self.options)
-
-    def component(self) -> Any:
-        """A new instance of the hardware; one can be elaborated once."""
-        from mxhw.compiler.elaborate import elaborate
-
-        return elaborate(self.binding)
+_SEEDS = (1, 2, 3)
+"""Seeds of the placer, tried in order until timing closes."""
 
 
 def plan(context: Context, out: Path) -> dict[str, Any]:
@@ -229,19 +30,19 @@ def plan(context: Context, out: Path) -> dict[str, Any]:
 
     Files: ``graph.txt``, the lowered decode step.
     """
-    from mxhw.boards import find_board
-    from mxhw.compiler.estimate import estimate
+    from mxhw.boards.catalog import check
 
-    settings = context.settings
-    board = find_board(settings.target)
+    settings, board = context.settings, context.board
     context.progress.update("load the model")
     config = context.config
     context.progress.update("capture and lower")
     (out / "graph.txt").write_text(f"{context.decode.graph}\n", "utf-8")
     context.progress.update("bind and estimate")
     binding = context.binding
-    figures = estimate(binding)
-    _check_capacity(settings, figures.resources, board.capacity)
+    resources, cycles = context.estimate
+    reasons = check(board, resources, needs_uart=settings.board)
+    if reasons:
+        raise UserError(_too_big(settings, board.name, reasons))
     return {
         "model": settings.model,
         "parameters": sum(value.numel() for value in context.model.weights().values()),
@@ -251,27 +52,21 @@ def plan(context: Context, out: Path) -> dict[str, Any]:
         "board": settings.target,
         "binding": binding.describe(),
         "multipliers": binding.multipliers,
-        "resources": figures.resources,
-        "capacity": board.capacity,
+        "resources": dataclasses.asdict(resources),
+        "capacity": dataclasses.asdict(board.capacity),
         "context": REPORT_CONTEXT,
-        "cycles_per_token": figures.cycles_per_token(REPORT_CONTEXT),
+        "cycles_per_token": cycles,
         "macs_per_token": binding.useful_macs(REPORT_CONTEXT),
     }
 
 
-def _check_capacity(settings: Settings, needed: dict[str, int], capacity: dict[str, int]) -> None:
-    over = [
-        f"{needed[name]:,} {name.replace('_', ' ')} of {capacity[name]:,} "
-        f"({needed[name] / capacity[name]:.1f} times what there is)"
-        for name in needed
-        if name in capacity and needed[name] > capacity[name]
-    ]
-    if over:
-        raise UserError(
-            f"Model {settings.model!r} in {settings.format} is too big for {settings.target}: it "
-            f"needs {', '.join(over)}; choose a bigger board (--list-boards) or a narrower format "
-            f"(--format mxfp4/mxint8 halves the weights)"
-        )
+def _too_big(settings: Settings, board: str, reasons: Sequence[str]) -> str:
+    """Sentence about a board that cannot hold a model, and what would."""
+    return (
+        f"Model {settings.model!r} in {settings.format} cannot be built for {board!r}: the board "
+        f"{'; '.join(reasons)}; choose another board (--list-boards) or narrower weights "
+        f"(--format mxfp4)"
+    )
 
 
 def golden(context: Context, out: Path) -> dict[str, Any]:
@@ -292,7 +87,11 @@ def golden(context: Context, out: Path) -> dict[str, Any]:
         lambda done, total: progress.update("golden text, tokens", done, total),
     )
     (out / "script.json").write_text(json.dumps(script.to_dict()), "utf-8")
-    np.savez(out / "logits.npz", **{str(key): value for key, value in script.logits.items()})
+    np.savez(
+        out / "logits.npz",
+        steps=np.array(list(script.logits)),
+        logits=np.stack(list(script.logits.values())),
+    )
     scores = accuracy.measure(
         accuracy.model_readings(
             context.model, IdealModel(context.model, context.options), context.prefill
@@ -323,14 +122,14 @@ def rtl(context: Context, out: Path) -> dict[str, Any]:
     Files: ``design.il`` (RTLIL), ``design.v`` (Verilog), ``weights.bin`` and ``weights.json``
     (the weight memory's words, little endian, and where each matrix lies).
     """
-    from amaranth.back import rtlil
+    from amaranth.back.rtlil import convert
 
     from mxhw.sw.packing import pack_words
 
     binding = context.binding
     context.progress.update("RTLIL")
     design = out / "design.il"
-    design.write_text(rtlil.convert(context.component(), name="mxhw_decoder"), "utf-8")
+    design.write_text(convert(context.component(), name="mxhw_decoder"), "utf-8")
     context.progress.update("Verilog")
     _write_verilog(design, out / "design.v")
     context.progress.update("packed weights")
@@ -352,24 +151,19 @@ def rtl(context: Context, out: Path) -> dict[str, Any]:
     }
 
 
-_VERILOG_PROGRAM = """
-import sys
-from pyosys import libyosys
-design = libyosys.Design()
-for command in (
-    f'read_rtlil "{sys.argv[1]}"', "proc -nomux -norom", "memory_collect",
-    f'write_verilog -norename "{sys.argv[2]}"',
-):
-    libyosys.run_pass(command, design)
-"""
-
-
 def _write_verilog(source: Path, target: Path) -> None:
+    script, log = target.with_suffix(".ys"), target.with_suffix(".log")
+    commands = (
+        f'read_rtlil "{source}"',
+        "proc -nomux -norom",
+        "memory_collect",
+        f'write_verilog -norename "{target}"',
+    )
+    script.write_text("\n".join(commands), "utf-8")
     # In a process of its own: Yosys writes to the standard output and may end its process.
-    log = target.with_suffix(".log")
     with log.open("wb") as stream:
         status = subprocess.run(
-            [sys.executable, "-c", _VERILOG_PROGRAM, str(source), str(target)],
+            [sys.executable, "-m", "mxhw.compiler._yosys", str(script)],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -381,6 +175,7 @@ def _write_verilog(source: Path, target: Path) -> None:
     if status:
         last = (content.strip().splitlines() or ["no output"])[-1]
         raise BuildError(f"Yosys failed on the design: {last}")
+    script.unlink()
     log.unlink()
 
 
@@ -391,7 +186,7 @@ def simulate(context: Context, out: Path) -> dict[str, Any]:
 
     progress = context.progress
     with np.load(context.folder / "logits.npz") as arrays:
-        logits = {int(key): arrays[key] for key in arrays.files}
+        logits = dict(zip(arrays["steps"].tolist(), arrays["logits"], strict=True))
     content = json.loads((context.folder / "script.json").read_text("utf-8"))
     script = Script.from_dict(content, logits)
     component = context.component()
@@ -415,22 +210,74 @@ def simulate(context: Context, out: Path) -> dict[str, Any]:
     }
 
 
+def _tool_progress(context: Context) -> "Callable[[ToolProgress], None]":
+    def show(progress: "ToolProgress") -> None:
+        context.progress.update(f"{progress.fraction:4.0%} {progress.message}")
+
+    return show
+
+
 def synthesise(context: Context, out: Path) -> dict[str, Any]:
-    """Map the design and the board's clock and serial port to the device."""
+    """Map the design, with the board's clock and serial port, to the device.
+
+    Files: ``top.il``, ``top.json`` (netlist) and ``synthesis.log``; for a board whose tools are the
+    vendor's, the complete project in ``project/``.
+    """
     from mxhw.compiler import toolflow
 
-    return toolflow.synthesise(context, out)
+    show = _tool_progress(context)
+    context.progress.update("elaborate the design with the board's clock and serial port")
+    clock = {"clock_mhz": context.clock_hz / 1e6}
+    if not context.settings.bitstream:
+        files, resources = toolflow.write_vendor_project(
+            context.board_plan, out / "project", on_progress=show
+        )
+        measured = None if resources is None else dataclasses.asdict(resources)
+        return {**clock, "project": [path.name for path in files], "resources": measured}
+    result = toolflow.synthesise(context.board_plan, out, on_progress=show)
+    return {**clock, "cells": result.cells, "resources": dataclasses.asdict(result.resources)}
 
 
 def place_and_route(context: Context, out: Path) -> dict[str, Any]:
-    """Place and route, with the highest clock that timing closes at."""
+    """Place and route until the clock closes.
+
+    Files: ``top.config``, ``top.lpf``, ``timing.json`` and ``route.log``.
+    """
     from mxhw.compiler import toolflow
 
-    return toolflow.place_and_route(context, out)
+    netlist = out / "top.json"
+    os.link(context.folder / "top.json", netlist)
+    show = _tool_progress(context)
+    wanted = context.clock_hz / 1e6
+    found: list[float] = []
+    for seed in _SEEDS:
+        result = toolflow.place_and_route(context.board_plan, out, seed=seed, on_progress=show)
+        # The board has an oscillator's clock too; the design runs on the PLL's.
+        clock = min(result.timing.clocks, key=lambda clock: abs(clock.wanted_mhz - wanted))
+        found.append(clock.achieved_mhz)
+        if clock.met:
+            netlist.unlink()
+            return {
+                "clock_mhz": wanted,
+                "fmax_mhz": clock.achieved_mhz,
+                "seed": seed,
+                "resources": dataclasses.asdict(result.resources),
+                "utilisation": result.utilisation,
+            }
+    raise BuildError(
+        f"Timing does not close at {wanted:.2f} MHz: {len(found)} placements reach at most "
+        f"{max(found):.2f} MHz; build for a lower clock (--clock {int(max(found))})"
+    )
 
 
 def bitstream(context: Context, out: Path) -> dict[str, Any]:
-    """Pack the routed design into the file that configures the device."""
+    """Pack the routed design into ``top.bit``, the file that configures the device."""
     from mxhw.compiler import toolflow
 
-    return toolflow.pack(context, out)
+    configuration = out / "top.config"
+    os.link(context.folder / "top.config", configuration)
+    path = toolflow.pack_bitstream(context.board_plan, out, on_progress=_tool_progress(context))
+    configuration.unlink()
+    loader = context.board.loader
+    command = f"openFPGALoader -b {loader} {path.name}" if loader else None
+    return {"file": path.name, "bytes": path.stat().st_size, "load_with": command}

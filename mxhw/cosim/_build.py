@@ -18,7 +18,7 @@ from mxhw.errors import BuildError, ToolError
 
 __all__ = ["build_library", "default_build_dir", "find_compiler"]
 
-FLAGS = ("-std=c++14", "-O2", "-fPIC", "-shared", "-fno-semantic-interposition", "-w")
+FLAGS = ("-std=c++14", "-O3", "-fPIC", "-shared", "-fno-semantic-interposition", "-w")
 _DRIVER = Path(__file__).with_name("driver.cc")
 
 
@@ -144,12 +144,14 @@ def build_library(
         _call(command, work, "Yosys could not translate the design to C++")
         units = _split.split(Path(work, "design.cc").read_text(), _DRIVER.read_text())
         jobs = os.cpu_count() or 1
-        noun = "unit" if len(units) == 1 else "units"
-        progress(f"Compiling {len(units)} {noun} of C++ ({compiler[-1]}, {jobs} at a time)")
+        sources = [name for name in units if name.endswith(".cc")]
+        noun = "unit" if len(sources) == 1 else "units"
+        progress(
+            f"Compiling {len(sources)} {noun} of C++ ({shlex.join(compiler)}, {jobs} at a time)"
+        )
         for name, text in units.items():
             Path(work, name).write_text(text)
         result = Path(work, "design.so")
-        sources = [name for name in units if name.endswith(".cc")]
         if len(sources) == 1:
             command = [*compiler, *FLAGS, "-I", str(include), *sources, "-o", result.name]
             _call(command, work, "The C++ compiler failed")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from amaranth.hdl import ClockDomain, Const, Fragment, Signal, Value, ValueCastable
-from amaranth.hdl._ir import Design as PreparedDesign
 from amaranth.hdl._ir import PortDirection
 from amaranth.hdl._mem import MemoryInstance
 from amaranth.lib import stream, wiring
@@ -135,9 +134,8 @@ class Design:
                 yield signal.name, (signal, PortDirection.Input)
 
     def _prepare(self) -> None:
-        self.prepared: PreparedDesign = self.fragment.prepare(
-            ports=self.ports, propagate_domains=False
-        )
+        # The published type stubs do not know what Amaranth keeps private.
+        self.prepared: Any = self.fragment.prepare(ports=self.ports, propagate_domains=False)
         self._fragments = {
             ".".join(info.name[1:]): fragment for fragment, info in self.prepared.fragments.items()
         }
@@ -146,7 +144,7 @@ class Design:
             for owner, fragment in self.prepared.elaboratables.items()
             if hasattr(owner, "signature")
         }
-        self.memories = {
+        self.memories: dict[str, Any] = {
             name: fragment
             for name, fragment in self._fragments.items()
             if isinstance(fragment, MemoryInstance)
@@ -196,7 +194,9 @@ class Design:
                 return (port,)
         fragment = self.prepared.signal_lca.get(signal)
         if fragment is None:
-            raise UserError(f"Signal '{name}' is not used in the design")
+            raise UserError(
+                f"Signal '{name}' is used nowhere: name its stream in 'probes' of make_engine()"
+            )
         info = self.prepared.fragments[fragment]
         return (*info.name[1:], info.signal_names[signal])
 
@@ -221,8 +221,8 @@ class Design:
                 known.append(f"{scope}.{emitted}" if scope else emitted)
         raise UserError(f"The design has no signal '{name}'{_similar(name, known)}")
 
-    def find_memory(self, name: str) -> MemoryInstance:
-        """Return the memory ``name``.
+    def find_memory(self, name: str) -> Any:
+        """Return the memory ``name``, a ``MemoryInstance``.
 
         Raises
         ------

@@ -14,7 +14,7 @@ WRITE_OPTIONS = "-O6 -g4"
 
 def main(source: str, target: str) -> None:
     """Translate the RTLIL file ``source`` to the C++ file ``target``."""
-    from pyosys import libyosys
+    from pyosys import libyosys  # pyright: ignore[reportAttributeAccessIssue]
 
     design = libyosys.Design()
     libyosys.run_pass(f'read_rtlil "{source}"', design)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
-from amaranth.back import rtlil
+from amaranth.back import rtlil  # pyright: ignore[reportAttributeAccessIssue]
 from amaranth.hdl import Shape, Signal
 
 from mxhw.cosim._build import build_library
 from mxhw.cosim._design import Design, StreamPort
-from mxhw.cosim.engine import Engine, Handle, Role, Stop
+from mxhw.cosim._types import Handle, Role, Stop
+from mxhw.cosim.engine import Engine
 from mxhw.errors import UserError
 
 __all__ = ["CxxrtlEngine", "emit_rtlil"]

@@ -12,15 +12,14 @@ output streams; the design settles; contracts are checked and transfers recorded
   probability ``valid_probability`` in each cycle, and then holds it until it is accepted.
 * An output stream that still has transfers to collect is ready with probability
   ``ready_probability`` in each cycle; otherwise it is not ready.
-* Where a signature promises ``always_valid`` or ``always_ready``, there are no stalls: such an input
-  repeats its last payload (at first 0) once its queue is empty, and such an output records each
-  transfer whether or not it was asked for.
+* Where a signature promises ``always_valid`` or ``always_ready``, there are no stalls: such an
+  input repeats its last payload (at first 0) once its queue is empty, and such an output records
+  each transfer whether or not it was asked for.
 
 The draws come from SplitMix64 (:mod:`mxhw.cosim._random`), one generator per stream, seeded by
 ``seed`` and the number of the stream in the component's signature.
 """
 
-import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
@@ -31,46 +30,10 @@ from amaranth.hdl import Value
 
 from mxhw.cosim._design import Design, StreamPort, normalize
 from mxhw.cosim._random import initial_state, threshold
-from mxhw.errors import MxhwError, UserError
+from mxhw.cosim._types import Handle, Role, SimulationTimeout, Stop, StreamContractError, check_rows
+from mxhw.errors import UserError
 
 __all__ = ["Engine", "SimulationTimeout", "StreamContractError", "make_engine"]
-
-
-class SimulationTimeout(MxhwError):
-    """The streams waited for did not finish in the number of cycles allowed."""
-
-
-class StreamContractError(MxhwError):
-    """A stream dropped ``valid`` or changed its payload before the transfer."""
-
-
-class Role(enum.IntEnum):
-    """What the engine does with a stream; the numbers are those of ``driver.cc``."""
-
-    INPUT = 0
-    OUTPUT = 1
-    PROBE = 2
-
-
-class Stop(enum.IntEnum):
-    """Why a run stopped; the numbers are those of ``driver.cc``."""
-
-    DONE = 0
-    LIMIT = 1
-    VALID_DROPPED = 2
-    PAYLOAD_CHANGED = 3
-    ASSERTION = 4
-
-
-class Handle:
-    """A stream known to the engine: its port, its number in the engine and its counts so far."""
-
-    def __init__(self, port: StreamPort, role: Role, number: int) -> None:
-        self.port = port
-        self.role = role
-        self.number = number
-        self.requested = 0
-        self.taken = 0
 
 
 class Engine(ABC):
@@ -190,8 +153,9 @@ class Engine(ABC):
         """
         handle = self._handle(name, Role.INPUT)
         rows = check_rows(payloads, handle.port.width, f"Payload {{}} of stream '{name}'")
+        stalls = self._stalls(handle, "valid_probability", valid_probability, seed)
         handle.requested += len(rows)
-        self._put(handle, rows, *self._stalls(handle, "valid_probability", valid_probability, seed))
+        self._put(handle, rows, *stalls)
 
     def collect(
         self,
@@ -222,10 +186,9 @@ class Engine(ABC):
         handle = self._handle(name, Role.OUTPUT)
         if count < 0:
             raise UserError(f"Count must be a non-negative integer, not {count}")
+        stalls = self._stalls(handle, "ready_probability", ready_probability, seed)
         handle.requested += count
-        self._collect(
-            handle, count, *self._stalls(handle, "ready_probability", ready_probability, seed)
-        )
+        self._collect(handle, count, *stalls)
 
     def run(self, cycles: int) -> None:
         """Run the clock for exactly ``cycles`` cycles.
@@ -406,10 +369,10 @@ class Engine(ABC):
         UserError
             If there is no such memory or row.
         """
-        depth = self.design.find_memory(name)._data.depth
-        count = depth - offset if count is None else count
-        self._check_span(name, depth, offset, count)
-        return self._memory_read(normalize(name), offset, count)
+        depth: int = self.design.find_memory(name)._data.depth
+        rows = depth - offset if count is None else count
+        self._check_span(name, depth, offset, rows)
+        return self._memory_read(normalize(name), offset, rows)
 
     def waveform(self, path: str | PathLike[str], begin_cycle: int, end_cycle: int) -> None:
         """Write a VCD file of the cycles from ``begin_cycle`` up to but not with ``end_cycle``.
@@ -486,29 +449,10 @@ class Engine(ABC):
             f"Timeout after {timeout_cycles} cycles, in cycle {self.cycles}: waiting for "
             f"{describe(late)}"
         )
-        others = [
-            item
-            for item in self._streams.values()
-            if item.role != Role.PROBE and item.requested and item not in late
-        ]
+        others = [item for item in self._streams.values() if item.requested and item not in late]
         if others:
             message += f"; other streams: {describe(others)}"
         raise SimulationTimeout(message)
-
-
-def check_rows(rows: Iterable[int], width: int, what: str) -> list[int]:
-    """Return ``rows`` as a list, insisting that each fits into ``width`` bits.
-
-    Raises
-    ------
-    UserError
-        If one does not; ``what`` is the subject of the message, with a place for the value.
-    """
-    checked = list(rows)
-    if checked and (min(checked) < 0 or max(checked) >> width):
-        wrong = next(row for row in checked if row < 0 or row >> width)
-        raise UserError(f"{what.format(wrong)} is not in range(0, 2**{width})")
-    return checked
 
 
 def make_engine(
@@ -548,7 +492,5 @@ def make_engine(
     if engine == "cxxrtl":
         from mxhw.cosim.cxxrtl import CxxrtlEngine
 
-        return CxxrtlEngine(
-            Design(component, probes), build_dir=build_dir, on_progress=on_progress
-        )
+        return CxxrtlEngine(Design(component, probes), build_dir=build_dir, on_progress=on_progress)
     raise UserError(f"Engine must be 'cxxrtl' or 'pysim', not {engine!r}")

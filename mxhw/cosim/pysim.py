@@ -1,13 +1,15 @@
 """The engine that runs a design in Amaranth's simulator."""
 
 from contextlib import ExitStack
+from typing import Any
 
 from amaranth.hdl import Value
 from amaranth.sim.pysim import PySimEngine
 
 from mxhw.cosim._design import Design
 from mxhw.cosim._random import Stalls
-from mxhw.cosim.engine import Engine, Handle, Role, Stop
+from mxhw.cosim._types import Handle, Role, Stop
+from mxhw.cosim.engine import Engine
 from mxhw.errors import UserError
 
 __all__ = ["PysimEngine"]
@@ -49,7 +51,7 @@ class PysimEngine(Engine):
     """
 
     def __init__(self, design: Design) -> None:
-        self._sim = PySimEngine(design.prepared)
+        self._sim: Any = PySimEngine(design.prepared)
         self._lanes: list[_Stream] = []
         self._vcd: tuple[str, int, int] | None = None
         self._vcd_stack = ExitStack()
@@ -215,7 +217,9 @@ class PysimEngine(Engine):
     def _open_waveform(self) -> None:
         if self._vcd is not None and self._vcd[1] == self.cycles:
             self._vcd_stack.enter_context(
-                self._sim.write_vcd(vcd_file=self._vcd[0], gtkw_file=None, traces=(), fs_per_delta=0)
+                self._sim.write_vcd(
+                    vcd_file=self._vcd[0], gtkw_file=None, traces=(), fs_per_delta=0
+                )
             )
 
     def _close_waveform(self) -> None:

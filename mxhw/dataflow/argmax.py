@@ -39,8 +39,8 @@ class ArgMax(wiring.Component):
 
     Timing
     ------
-    ``latency`` ``1 + log2(lanes)`` cycles from the last beat to the index; one beat a cycle, also from one vector
-    to the next.
+    ``latency`` ``1 + log2(lanes)`` cycles from the last beat to the index; one beat a cycle, also
+    from one vector to the next.
 
     Cost
     ----
@@ -86,7 +86,7 @@ class ArgMax(wiring.Component):
         return -(-self._length // self._lanes)
 
     def cost(self) -> dict[str, int]:
-        """Multipliers, memory bits and ECP5 block RAMs."""
+        """DSP slices, bits of distributed memory and ECP5 block RAMs."""
         return {"multipliers": 0, "memory_bits": 0, "block_rams": 0}
 
     def elaborate(self, platform):
@@ -137,9 +137,8 @@ class ArgMax(wiring.Component):
         beat = Signal(range(max(beats, 2)))
         last = self._count_beats(m, step, "out", beat)
         best = Signal(signed(FIXED_BITS), reset_less=True)
-        with m.If(step):
-            with m.If((beat == 0) | (value > best)):
-                m.d.sync += [best.eq(value), self.o.payload.eq(Cat(place, beat))]
+        with m.If(step), m.If((beat == 0) | (value > best)):
+            m.d.sync += [best.eq(value), self.o.payload.eq(Cat(place, beat))]
         with m.If(advance):
             m.d.sync += done.eq(step & last)
         return m

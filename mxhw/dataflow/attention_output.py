@@ -134,7 +134,9 @@ class AttentionOutput(wiring.Component):
     ):
         for one in (wide_format, format):
             if not isinstance(one, BlockFormat):
-                raise TypeError(f"Format of an attention output must be a block format, not {one!r}")
+                raise TypeError(
+                    f"Format of an attention output must be a block format, not {one!r}"
+                )
             if not one.element.is_integer:
                 raise ValueError(
                     f"Format of an attention output must have integer elements, not {one.name}"

@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """The folded decoder: one set of units, a shared matrix engine, and the program that uses them."""
 
 import dataclasses
@@ -115,9 +116,38 @@ class FoldedDecoder(wiring.Component):
         """What the decoder is built from."""
         return self._p
 
+    def unit_timings(self) -> dict[str, int]:
+        """Latencies of the units in cycles, as they state them: what a schedule is made from."""
+        self._make_units()
+        position = self._p.shape.context - 1
+        return {
+            "step": self._sequencer.overhead,
+            "command": 1,
+            "memory": self._weights.latency + 1,
+            "keys": self._keys.latency,
+            "values": self._values.latency,
+            "embedding": self._embedding.latency,
+            "engine": self._engine.latency,
+            "quantizer": self._quantizer.latency,
+            "fixed": self._to_fixed.latency,
+            "argmax": self._argmax.latency,
+            "residual": self._residual.latency,
+            "norm": self._norm.latency,
+            "rope": self._rope.latency,
+            "rope_beat": 2,
+            "softmax": self._softmax.latency,
+            "softmax_block": self._p.shape.block_size // self._p.softmax_lanes,
+            "softmax_interval": self._softmax.interval(position),
+            "attention": self._attention.latency,
+            "gated": self._gated.latency,
+            "gated_block": self._gated.interval,
+        }
+
     def elaborate(self, platform) -> Module:
         m = Module()
-        self._build_units(m)
+        self._make_units()
+        for name, unit in self._units.items():
+            m.submodules[name] = unit
         self._build_routes(m)
         self._link_operands(m)
         self._link_weights(m)
@@ -125,7 +155,7 @@ class FoldedDecoder(wiring.Component):
         self._link_commands(m)
         return m
 
-    def _build_units(self, m: Module) -> None:
+    def _make_units(self) -> None:
         p, shape = self._p, self._p.shape
         beat = {"wide_format": p.wide_format, "format": p.activation_format, "lanes": shape.lanes}
         cache = {
@@ -137,7 +167,7 @@ class FoldedDecoder(wiring.Component):
             "format": p.activation_format,
             "lanes": shape.lanes,
         }
-        m.submodules.engine = self._engine = MatrixEngine(
+        self._engine = MatrixEngine(
             x_format=p.activation_format,
             w_format=p.engine_format,
             rows=shape.rows,
@@ -146,32 +176,32 @@ class FoldedDecoder(wiring.Component):
             groups_bits=bits_for(shape.max_groups),
             x_lanes=shape.lanes,
         )
-        m.submodules.sequencer = self._sequencer = Sequencer(
+        self._sequencer = Sequencer(
             program=p.program, shape=shape, engine_command=payload_shape(self._engine.i_command)
         )
-        m.submodules.weights = self._weights = WeightMemory(
+        self._weights = WeightMemory(
             format=p.weight_format, rows=shape.rows, words=p.words
         )
-        m.submodules.word_decoder = self._word_decoder = WordDecoder(
+        self._word_decoder = WordDecoder(
             from_format=p.weight_format, to_format=p.engine_format, rows=shape.rows
         )
-        m.submodules.embedding = self._embedding = Embedding(
+        self._embedding = Embedding(
             format=p.engine_format,
             wide_format=p.wide_format,
             rows=shape.rows,
             lanes=shape.lanes,
             blocks=p.dim // shape.block_size,
         )
-        m.submodules.residual = self._residual = Residual(
+        self._residual = Residual(
             dim=p.dim,
             wide_format=p.wide_format,
             lanes=shape.lanes,
             adds=sum(step.destination is Destination.RESIDUAL for step in p.program),
         )
-        m.submodules.norm = self._norm = RmsNorm(
+        self._norm = RmsNorm(
             dim=p.dim, epsilon=p.norm_epsilon, weights=p.norm_weights, **beat
         )
-        m.submodules.rope = self._rope = Rope(
+        self._rope = Rope(
             context=shape.context,
             head_size=p.head_size,
             theta=p.rope_theta,
@@ -179,36 +209,55 @@ class FoldedDecoder(wiring.Component):
             key_heads=shape.kv_heads,
             **beat,
         )
-        m.submodules.keys = self._keys = KeyCache(**cache)
-        m.submodules.values = self._values = ValueCache(
+        self._keys = KeyCache(**cache)
+        self._values = ValueCache(
             query_heads_per_kv=p.heads // shape.kv_heads, **cache
         )
-        m.submodules.softmax = self._softmax = Softmax(
+        self._softmax = Softmax(
             context=shape.context,
             format=p.activation_format,
             lanes_in=shape.lanes,
             lanes=p.softmax_lanes,
         )
-        m.submodules.attention = self._attention = AttentionOutput(
+        self._attention = AttentionOutput(
             head_size=p.head_size, context=shape.context, **beat
         )
-        m.submodules.gated = self._gated = SwiGlu(
+        self._gated = SwiGlu(
             wide_format=p.wide_format,
             format=p.activation_format,
             lanes_in=shape.lanes,
             lanes=p.gated_lanes,
         )
-        m.submodules.quantizer = self._quantizer = Quantizer(
+        self._quantizer = Quantizer(
             mantissa_bits=self._engine.mantissa_bits,
             lanes=shape.lanes,
             formats=(p.wide_format, p.activation_format),
             shared_exponent=False,
         )
-        m.submodules.to_fixed = self._to_fixed = ToFixed(
+        self._to_fixed = ToFixed(
             mantissa_bits=self._engine.mantissa_bits, lanes=shape.lanes
         )
-        m.submodules.tap = self._tap = LogitsTap(length=shape.vocabulary, lanes=shape.lanes)
-        m.submodules.argmax = self._argmax = ArgMax(length=shape.vocabulary, lanes=shape.lanes)
+        self._tap = LogitsTap(length=shape.vocabulary, lanes=shape.lanes)
+        self._argmax = ArgMax(length=shape.vocabulary, lanes=shape.lanes)
+        self._units = {
+            "engine": self._engine,
+            "sequencer": self._sequencer,
+            "weights": self._weights,
+            "word_decoder": self._word_decoder,
+            "embedding": self._embedding,
+            "residual": self._residual,
+            "norm": self._norm,
+            "rope": self._rope,
+            "keys": self._keys,
+            "values": self._values,
+            "softmax": self._softmax,
+            "attention": self._attention,
+            "gated": self._gated,
+            "quantizer": self._quantizer,
+            "to_fixed": self._to_fixed,
+            "tap": self._tap,
+            "argmax": self._argmax,
+        }
 
     def _build_routes(self, m: Module) -> None:
         p, shape = self._p, self._p.shape
@@ -277,7 +326,7 @@ class FoldedDecoder(wiring.Component):
         link(m, self._weight_select.o, self._engine.i_weights)
 
     def _link_results(self, m: Module) -> None:
-        p, shape = self._p, self._p.shape
+        shape = self._p.shape
         link(m, self._engine.o, self._result_route.i)
         # Ports 0 and 1 are wide and narrow results of one quantiser; never both at once.
         wide, narrow, fixed = self._result_route.o

@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """The embedding: one row of a table that lies in weight words, as wide blocks."""
 
 from amaranth import Module, Signal
@@ -68,12 +69,23 @@ class Embedding(wiring.Component):
             }
         )
 
+    @property
+    def latency(self) -> int:
+        """Cycles from a block's last beat inside to its first beat outside."""
+        return self._quantizer().latency + 2
+
+    def _quantizer(self) -> Quantizer:
+        return Quantizer(
+            mantissa_bits=self._format.element.bits,
+            lanes=self._lanes,
+            formats=self._wide,
+            shared_exponent=True,
+        )
+
     def elaborate(self, platform) -> Module:
         m = Module()
         bits = self._format.element.bits
-        m.submodules.quantizer = quantizer = Quantizer(
-            mantissa_bits=bits, lanes=self._lanes, formats=(self._wide,), shared_exponent=True
-        )
+        m.submodules.quantizer = quantizer = self._quantizer()
         shape = SharedBeat(lanes=self._lanes, mantissa_bits=bits)
         m.submodules.queue = queue = StreamFifo(shape=shape, depth=2)
         wiring.connect(m, queue.o, quantizer.i)

@@ -90,7 +90,7 @@ class MatrixEngine(wiring.Component):
     TypeError, ValueError
         If a parameter is not supported.
 
-    Timing: ``latency`` = 7 + log2(block size) from a group's last weight word to its sums; a weight
+    Timing: ``latency`` = 6 + log2(block size) from a group's last weight word to its sums; a weight
     word a cycle, across groups; one cycle without a word between two commands.
 
     Cost: ``rows * block size`` multipliers; the slots' memory (:meth:`cost`).
@@ -141,9 +141,7 @@ class MatrixEngine(wiring.Component):
                 ),
                 "i_x": In(stream.Signature(BlockBeat(format=x_format, lanes=x_lanes))),
                 "i_weights": In(stream.Signature(BlockWord(format=w_format, rows=rows))),
-                "o": Out(
-                    stream.Signature(WideBeat(lanes=rows, mantissa_bits=self.mantissa_bits))
-                ),
+                "o": Out(stream.Signature(WideBeat(lanes=rows, mantissa_bits=self.mantissa_bits))),
             }
         )
 
@@ -232,9 +230,7 @@ class MatrixEngine(wiring.Component):
         ]
 
         elements, x_scale = self._slot_memory(m, control)
-        significands = [
-            decode(x_format, elements[lane]) for lane in range(x_format.block_size)
-        ]
+        significands = [decode(x_format, elements[lane]) for lane in range(x_format.block_size)]
         # What is missing to the accumulator's unit is added once, not in each row.
         missing = unit_exponent(x_format, w_format) - _GUARD_BITS
         x_exponent = register(m, x_scale + missing, "x_exponent")

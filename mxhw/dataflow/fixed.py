@@ -116,7 +116,7 @@ class ToFixed(wiring.Component):
         return 1
 
     def cost(self) -> dict[str, int]:
-        """Multipliers, memory bits and ECP5 block RAMs."""
+        """DSP slices, bits of distributed memory and ECP5 block RAMs."""
         return {"multipliers": 0, "memory_bits": 0, "block_rams": 0}
 
     def elaborate(self, platform):

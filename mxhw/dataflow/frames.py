@@ -77,7 +77,7 @@ class FrameReceiver(wiring.Component):
     address : In(range(max_payload // 2))
         Address of a 16-bit word of the payload buffer.
     word : Out(16)
-        The word, one cycle later.
+        The word, two cycles later.
     crc_errors, frame_errors : Out(16)
         Number of frames with a wrong CRC, and of all other errors, modulo 65536.
 
@@ -118,7 +118,10 @@ class FrameReceiver(wiring.Component):
         """Build the receiver."""
         m = Module()
         depth = self._max_payload // 2
-        m.submodules.payload = payload = memory.Memory(shape=unsigned(16), depth=depth, init=[])
+        # No word is read while frames are being stored, so what a collision gives does not matter.
+        m.submodules.payload = payload = memory.Memory(
+            shape=unsigned(16), depth=depth, init=[], attrs={"no_rw_check": 1}
+        )
         write = payload.write_port(granularity=8)
         read = payload.read_port()
         m.submodules.crc = check = crc.Processor(CRC16_IBM_SDLC(data_width=8))
@@ -139,7 +142,6 @@ class FrameReceiver(wiring.Component):
             self.i.ready.eq(1),
             locked.eq(self.lock | self.o_frame.valid),
             read.addr.eq(self.address),
-            self.word.eq(read.data),
             write.addr.eq(index[1:]),
             write.data.eq(byte.replicate(2)),
             check.data.eq(byte),
@@ -147,6 +149,7 @@ class FrameReceiver(wiring.Component):
             error.kind.eq(kind),
             error.length.eq(length),
         ]
+        m.d.sync += self.word.eq(read.data)
         with m.If(self.i.valid | late):
             m.d.sync += silence.eq(0)
         with m.Else():

@@ -22,6 +22,8 @@ from mxhw.sw.host.protocol import ErrorCode, Identity, Reply, Request, Status
 
 __all__ = ["HostController"]
 
+_SIMPLE_REQUESTS = (Request.IDENTIFY, Request.STATUS, Request.RESET, Request.STOP)
+
 
 class HostController(wiring.Component):
     """Serves a host over a byte link, and feeds a decoder.
@@ -68,8 +70,8 @@ class HostController(wiring.Component):
         If a parameter is out of range.
 
     Timing: the next step is offered 3 cycles after the token of the one before; a token then waits
-    until the frame of the token before it is sent (10 bytes). A prompt takes 2 cycles a token to
-    check, and 3 cycles a token to feed besides the time of the decoder.
+    until the frame of the token before it is sent (10 bytes). A prompt takes 3 cycles a token to
+    check, and 3 or 4 cycles a token to feed besides the time of the decoder.
 
     Cost: about 1,100 LUT4 and 750 flip-flops, and ``16 * context`` bits of memory.
     """
@@ -177,12 +179,28 @@ class HostController(wiring.Component):
 
         def answer(code: ErrorCode, detail: Value | None = None) -> None:
             detail = Const(0, 16) if detail is None else detail
+            m.d.comb += frame.ready.eq(1)
             m.d.sync += set_message(reply.payload, Reply.ERROR, Const(code, 8), kind, detail)
             m.next = "REPLY"
 
+        known = Signal()
+        right_length = Signal()
+        needs_loop = Signal()
         m.d.comb += [loop.kind.eq(kind), loop.words.eq(length[1:])]
         with m.FSM():
             with m.State("IDLE"):
+                m.d.sync += [known.eq(1), needs_loop.eq(0), right_length.eq(length == 0)]
+                with m.Switch(kind):
+                    with m.Case(Request.PROMPT):
+                        m.d.sync += [needs_loop.eq(1), right_length.eq((length != 0) & ~length[0])]
+                    with m.Case(Request.STEP):
+                        m.d.sync += [needs_loop.eq(1), right_length.eq(length == 2)]
+                    with m.Case(Request.GENERATE):
+                        m.d.sync += [needs_loop.eq(1), right_length.eq(length == 6)]
+                    with m.Case(*_SIMPLE_REQUESTS):
+                        pass
+                    with m.Default():
+                        m.d.sync += known.eq(0)
                 with m.If(error.valid):
                     m.d.comb += error.ready.eq(1)
                     is_length = error.payload.code == ErrorCode.BAD_LENGTH
@@ -195,34 +213,23 @@ class HostController(wiring.Component):
                     )
                     m.next = "REPLY"
                 with m.Elif(frame.valid):
-                    m.d.comb += frame.ready.eq(1)
-                    with m.Switch(kind):
-                        for request in (
-                            Request.IDENTIFY,
-                            Request.STATUS,
-                            Request.RESET,
-                            Request.STOP,
-                        ):
-                            with m.Case(request):
-                                with m.If(length != 0):
-                                    answer(ErrorCode.BAD_LENGTH, length)
-                                with m.Else():
-                                    m.d.comb += frame.ready.eq(0)
-                                    m.next = request.name
-                        for request, right in (
-                            (Request.PROMPT, (length != 0) & ~length[0]),
-                            (Request.STEP, length == 2),
-                            (Request.GENERATE, length == 6),
-                        ):
-                            with m.Case(request):
-                                with m.If(~right):
-                                    answer(ErrorCode.BAD_LENGTH, length)
-                                with m.Elif(loop.busy | ~frame.payload.stored):
-                                    answer(ErrorCode.BUSY)
-                                with m.Else():
-                                    m.d.comb += loop.start.eq(1)
-                        with m.Default():
-                            answer(ErrorCode.UNKNOWN_TYPE)
+                    m.next = "DECODE"
+            with m.State("DECODE"):
+                with m.If(~known):
+                    answer(ErrorCode.UNKNOWN_TYPE)
+                with m.Elif(~right_length):
+                    answer(ErrorCode.BAD_LENGTH, length)
+                with m.Elif(needs_loop & (loop.busy | ~frame.payload.stored)):
+                    answer(ErrorCode.BUSY)
+                with m.Elif(needs_loop):
+                    m.next = "START"
+                with m.Else(), m.Switch(kind):
+                    for request in _SIMPLE_REQUESTS:
+                        with m.Case(request):
+                            m.next = request.name
+            with m.State("START"):
+                m.d.comb += [frame.ready.eq(1), loop.start.eq(1)]
+                m.next = "IDLE"
             # The frame itself remembers which request is being answered.
             with m.State("IDENTIFY"):
                 m.d.comb += frame.ready.eq(1)

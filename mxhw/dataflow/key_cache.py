@@ -48,7 +48,9 @@ def check_cache(
     """Check the parameters that both caches share; :class:`KeyCache` lists the errors."""
     for name, count in (("layers", layers), ("key heads", kv_heads), ("positions", context)):
         if not isinstance(count, int) or count < 1:
-            raise ValueError(f"Number of {name} of a cache must be a positive integer, not {count!r}")
+            raise ValueError(
+                f"Number of {name} of a cache must be a positive integer, not {count!r}"
+            )
     if not isinstance(format, BlockFormat):
         raise TypeError(f"Format of a cache must be a block format, not {format!r}")
     if not isinstance(rows, int) or rows < 1 or rows & (rows - 1):
@@ -72,7 +74,7 @@ def column_cost(*, depth: int, rows: int, widths: Sequence[int]) -> dict[str, in
     for width in widths:
         stored = rows * (9 * -(-width // 9) if width >= 8 else width)
         blocks += min(-(-stored // wide) * -(-depth // deep) for wide, deep in _BLOCK_RAM_SHAPES)
-    return {"multipliers": 0, "memory_bits": depth * rows * sum(widths), "block_rams": blocks}
+    return {"multipliers": 0, "memory_bits": 0, "block_rams": blocks}
 
 
 class ColumnMemory(wiring.Component):
@@ -80,8 +82,8 @@ class ColumnMemory(wiring.Component):
 
     A cell can be written alone; a word is read whole. Each column is a memory of its own with one
     write enable a cell, the shape that byte enables of block RAMs serve. Reads pass the block
-    RAM's and a fabric register. A read sees the writes of earlier cycles. Synthesis builds no bypass
-    where the logic of both ``valid`` shows that a write and a read never meet in one cycle.
+    RAM's and a fabric register. A read sees the writes of earlier cycles. Synthesis builds no
+    bypass where the logic of both ``valid`` shows that a write and a read never meet.
 
     Parameters
     ----------
@@ -144,7 +146,7 @@ class ColumnMemory(wiring.Component):
         return 1
 
     def cost(self) -> dict[str, int]:
-        """Multipliers, memory bits and ECP5 block RAMs."""
+        """DSP slices, bits of distributed memory and ECP5 block RAMs."""
         return column_cost(depth=self._depth, rows=self._rows, widths=self._widths)
 
     def elaborate(self, platform):
@@ -319,7 +321,7 @@ class KeyCache(wiring.Component):
         return (position // self._rows + 1) * self._blocks
 
     def cost(self) -> dict[str, int]:
-        """Multipliers, memory bits and ECP5 block RAMs."""
+        """DSP slices, bits of distributed memory and ECP5 block RAMs."""
         return column_cost(**self._memory)
 
     def elaborate(self, platform):

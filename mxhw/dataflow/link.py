@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Shape, ShapeCastable
 from amaranth.lib import stream, wiring
 
 __all__ = ["link", "payload_shape"]
@@ -37,12 +37,20 @@ def _name(port: Any) -> str:
     )
 
 
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, ShapeCastable) or isinstance(right, ShapeCastable):
+        return left == right
+    # Enumerations without a View, ranges and numbers say no more than their widths and signs.
+    return Shape.cast(left) == Shape.cast(right)
+
+
 def link(m: Module, source: Any, sink: Any) -> None:
     """Connect the stream ``source`` to the stream ``sink``.
 
-    :func:`amaranth.lib.wiring.connect` compares only widths, so that a signed payload connects to an
-    unsigned one and ``{data, last}`` to ``{data, first}``. This function first insists that the
-    payload shapes are equal, structure included, and then calls it.
+    :func:`amaranth.lib.wiring.connect` compares only widths, so that a signed payload connects to
+    an unsigned one and ``{data, last}`` to ``{data, first}``. This function first insists that the
+    payload shapes are equal, structure included, and then calls it. The payload shape ``8`` equals
+    ``unsigned(8)``.
 
     Parameters
     ----------
@@ -61,7 +69,7 @@ def link(m: Module, source: Any, sink: Any) -> None:
     """
     source_shape = payload_shape(source)
     sink_shape = payload_shape(sink)
-    if source_shape != sink_shape:
+    if not _equal(source_shape, sink_shape):
         raise TypeError(
             f"Stream '{_name(source)}' with payload shape {source_shape!r} cannot be linked to "
             f"'{_name(sink)}' with payload shape {sink_shape!r}"

@@ -134,7 +134,7 @@ class Residual(wiring.Component):
         return block - 1 + self.latency + self.beats + 1
 
     def cost(self) -> dict[str, int]:
-        """Multipliers, memory bits and ECP5 block RAMs."""
+        """DSP slices, bits of distributed memory and ECP5 block RAMs."""
         cost = self._quantizer.cost()
         stored = (self._lanes * self._wide_format.element.bits + SCALE_BITS) * self.beats
         return {**cost, "memory_bits": cost["memory_bits"] + stored, "block_rams": 0}
@@ -220,7 +220,7 @@ class Residual(wiring.Component):
         return m
 
     def _align(self, m: Module, new, stored, accept: Signal, advance: Signal) -> None:
-        """Three stages to the quantiser: difference of exponents, coarse shift, fine shift and sum."""
+        """Three stages to the quantiser: exponents, coarse shift, fine shift and sum."""
         bits = self._wide_format.element.bits
         target = self._quantizer.i
         full = Signal(_STAGES)

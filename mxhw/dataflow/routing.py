@@ -1,4 +1,4 @@
-"""Joins and splits of streams that follow a static schedule: one command, then a run of transfers."""
+"""Joins and splits of streams by a static schedule: one command, then a run of transfers."""
 
 from amaranth import Module, Signal, unsigned
 from amaranth.lib import data, stream, wiring

@@ -169,7 +169,7 @@ class Sequencer(wiring.Component):
             product.eq(~step.sampled_only | token.sample | token.logits),
             engine.eq(product & (destination != Destination.EMBEDDING)),
         ]
-        wide = destination.as_value() <= Destination.VALUES.value
+        wide = destination <= Destination.VALUES.value
         needs = {
             "o_memory": product & (step.weights == Weights.MEMORY),
             "o_memory_route": product & (step.weights == Weights.MEMORY),
@@ -210,7 +210,7 @@ class Sequencer(wiring.Component):
         m.d.comb += busy.eq(Cat(*pending).any())
 
     def _payloads(self, m: Module, step, token, counts: "_Counts") -> None:
-        destination = step.destination.as_value()
+        destination = step.destination
         fixed = destination >= Destination.SOFTMAX.value
         narrow = step.destination == Destination.VALUES
         m.d.comb += [

@@ -10,6 +10,7 @@ from mxhw.arith.quantize import Quantizer
 from mxhw.arith.shapes import BlockBeat
 from mxhw.dataflow.attention_output import join_beats, total_bits
 from mxhw.dataflow.fixed import FixedBeat
+from mxhw.dataflow.key_cache import column_cost
 from mxhw.formats import SCALE_BIAS, SCALE_BITS, BlockFormat
 from mxhw.lut.exp2 import exp2_latency, exp2_value
 from mxhw.lut.uniform import EXP2_FRACTION_BITS, VALUE_FRACTION_BITS
@@ -28,9 +29,9 @@ _READ_STAGES = 3
 class Softmax(wiring.Component):
     """Numerators ``2**(score - maximum)`` times the values' scales, in MX blocks, and their sum.
 
-    Contract: :func:`mxhw.sw.golden.attention.softmax`, bit for bit, with positions 0 to ``position``
-    visible. The scores are stored while their maximum is found; the second pass over one head
-    overlaps the first over the next.
+    Contract: :func:`mxhw.sw.golden.attention.softmax`, bit for bit, with positions 0 to
+    ``position`` visible. The scores are stored while their maximum is found; the second pass over
+    one head overlaps the first over the next.
 
     Parameters
     ----------
@@ -163,14 +164,21 @@ class Softmax(wiring.Component):
     def cost(self) -> dict[str, int]:
         """DSP slices, bits of distributed memory and block RAMs."""
         cost = self._quantizer.cost()
-        width = self._lanes_in * FIXED_BITS
-        blocks = -(-width // 36) * -(-2 * self._beats_in // 512)
+        scores = column_cost(depth=2 * self._beats_in, rows=1, widths=[self._row_bits])
         queue = self._queue_depth * self._power_shape.size
-        return {**cost, "memory_bits": cost["memory_bits"] + queue, "block_rams": blocks}
+        return {
+            **cost,
+            "memory_bits": cost["memory_bits"] + queue,
+            "block_rams": scores["block_rams"],
+        }
 
     @property
     def _position_bits(self) -> int:
         return max(1, ceil_log2(self._context))
+
+    @property
+    def _row_bits(self) -> int:
+        return self._lanes_in * FIXED_BITS
 
     @property
     def _beats_in(self) -> int:
@@ -194,7 +202,7 @@ class Softmax(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.scores = scores = memory.Memory(
-            shape=unsigned(self._lanes_in * FIXED_BITS),
+            shape=unsigned(self._row_bits),
             depth=2 * self._beats_in,
             init=[],
             attrs={"ram_style": "block"},
@@ -224,56 +232,68 @@ class Softmax(wiring.Component):
         busy = Signal()
         slot = Signal()
         beat = Signal(range(self._beats_in))
-        position = Signal(self._position_bits)
+        left = Signal(range(self._beats_in))
         lane_bits = ceil_log2(self._lanes_in)
+        tail = Signal(self._lanes_in)
         last = Signal()
         accept = Signal()
         m.d.comb += [
             self.i_position.ready.eq(~busy & ~table[slot].claimed),
             self.i.ready.eq(busy),
             accept.eq(self.i.valid & busy),
-            last.eq(beat == position >> lane_bits),
+            last.eq(left == 0),
             write.addr.eq(Cat(beat[: ceil_log2(self._beats_in)], slot)),
             write.data.eq(self.i.payload),
             write.en.eq(accept),
         ]
         with m.If(self.i_position.valid & self.i_position.ready):
-            m.d.sync += [busy.eq(1), beat.eq(0), position.eq(self.i_position.payload)]
+            position = self.i_position.payload
+            places = Cat(position[:lane_bits] >= lane for lane in range(self._lanes_in))
+            m.d.sync += [
+                busy.eq(1),
+                beat.eq(0),
+                left.eq(position >> lane_bits),
+                tail.eq(places),
+            ]
             with m.Switch(slot):
                 for number in range(2):
                     with m.Case(number):
                         m.d.sync += [
                             table[number].claimed.eq(1),
-                            table[number].position.eq(self.i_position.payload),
+                            table[number].position.eq(position),
                         ]
         with m.If(accept):
-            m.d.sync += beat.eq(beat + 1)
+            m.d.sync += [beat.eq(beat + 1), left.eq(left - 1)]
             with m.If(last):
                 m.d.sync += [busy.eq(0), slot.eq(~slot)]
 
-        lowest = -(1 << (FIXED_BITS - 1))
-        tail = position[:lane_bits]
-        values = [
-            Mux(last & (tail < lane), lowest, self.i.payload[lane]).as_signed()
-            for lane in range(self._lanes_in)
-        ]
+        # Visible lanes come first: a pair whose left lane is hidden is hidden as a whole, and what
+        # it offers is never chosen. So the masks meet the comparisons only at their end.
+        values = [(self.i.payload[lane], ~last | tail[lane]) for lane in range(self._lanes_in)]
         for level in range(lane_bits):
-            pairs = zip(values[::2], values[1::2], strict=True)
-            values = [
-                register(m, Mux(left > right, left, right).as_signed(), f"larger_{level}_{index}")
-                for index, (left, right) in enumerate(pairs)
-            ]
+            pairs = []
+            for index, ((one, seen), (other, also)) in enumerate(
+                zip(*[iter(values)] * 2, strict=True)
+            ):
+                value = Mux((other > one) & also, other, one).as_signed()
+                pairs.append(
+                    (
+                        register(m, value, f"larger_{level}_{index}"),
+                        register(m, seen, f"seen_{level}_{index}"),
+                    )
+                )
+            values = pairs
+        highest = values[0][0]
         first = delay_value(m, beat == 0, lane_bits, "first")
         last_out = delay_value(m, last, lane_bits, "last")
         slot_out = delay_value(m, slot, lane_bits, "slot")
-        with m.If(delay(m, accept, lane_bits, "accept")):
-            with m.Switch(slot_out):
-                for number in range(2):
-                    entry = table[number]
-                    with m.Case(number):
-                        with m.If(first | (values[0] > entry.maximum)):
-                            m.d.sync += entry.maximum.eq(values[0])
-                        m.d.sync += entry.complete.eq(last_out)
+        with m.If(delay(m, accept, lane_bits, "accept")), m.Switch(slot_out):
+            for number in range(2):
+                entry = table[number]
+                with m.Case(number):
+                    with m.If(first | (highest > entry.maximum)):
+                        m.d.sync += entry.maximum.eq(highest)
+                    m.d.sync += entry.complete.eq(last_out)
 
     def _second_pass(self, m: Module, table, read) -> None:
         """Read a head's scores, give numerators and sum."""

@@ -5,12 +5,13 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
-from mxhw.arith.pipeline import OutputQueue, StreamFifo, delay, delay_value, register
+from mxhw.arith.dot import queue_depth
+from mxhw.arith.pipeline import OutputQueue, StreamFifo, count, delay, delay_value, register
 from mxhw.arith.quantize import Quantizer
 from mxhw.arith.shapes import BlockBeat
 from mxhw.formats import SCALE_BIAS, BlockFormat
 from mxhw.lut.exp2 import exp2_latency
-from mxhw.lut.pwl import queue_depth, table_latency, table_value
+from mxhw.lut.pwl import DSP, LUT, table_latency, table_value
 from mxhw.lut.uniform import (
     EXP2_FRACTION_BITS,
     VALUE_FRACTION_BITS,
@@ -31,7 +32,7 @@ _LARGEST_SHIFT = _PRODUCT_BITS + _LARGEST_LEFT_SHIFT
 _EXPONENT_STAGE = 6
 """Stage at which the negated exponent of two is known."""
 _POWER_STAGE = _EXPONENT_STAGE + exp2_latency()
-_SIGMOID_STAGE = _POWER_STAGE + 2 + table_latency(reciprocal_table())
+_SIGMOID_STAGE = _POWER_STAGE + 2 + table_latency()
 _SILU_STAGE = _SIGMOID_STAGE + 1
 
 
@@ -66,7 +67,7 @@ def _silu(m: Module, code: Value, scale: Value, bias: int, name: str) -> tuple[V
     power = register(m, -saturated, f"{name}_power")
 
     fraction = power[:EXP2_FRACTION_BITS]
-    mantissa = table_value(m, exp2_table(), fraction, f"{name}_exp2", multiplier="lut")
+    mantissa = table_value(m, exp2_table(), fraction, f"{name}_exp2", LUT)
     places = register(m, (-power[EXP2_FRACTION_BITS:].as_signed())[:6], f"{name}_places")
     places = delay_value(m, places, exp2_latency() - 1, f"{name}_places")
     negative = delay_value(m, code[-1], _POWER_STAGE, f"{name}_negative")
@@ -76,14 +77,14 @@ def _silu(m: Module, code: Value, scale: Value, bias: int, name: str) -> tuple[V
     one = Const(1 << VALUE_FRACTION_BITS, VALUE_FRACTION_BITS + 1)
     numerator = Mux(places == 0, one >> 1, Mux(negative, mantissa, one))
     numerator = register(m, numerator, f"{name}_numerator")
-    later = table_latency(table)
+    later = table_latency()
     numerator = delay_value(m, numerator, later, f"{name}_numerator")
     reciprocal = table_value(m, table, rest, f"{name}_reciprocal")
-    weight = register(m, reciprocal * numerator, f"{name}_sigmoid")
+    weight = DSP.product(m, reciprocal, numerator, f"{name}_sigmoid")
     weight = weight[VALUE_FRACTION_BITS : VALUE_FRACTION_BITS + _CODE_BITS]
 
     late = delay_value(m, code, _SIGMOID_STAGE, f"{name}_code")
-    value = register(m, late * weight, f"{name}_silu")
+    value = DSP.product(m, late, weight, f"{name}_silu")
     mantissa = value[VALUE_FRACTION_BITS - 1 :].as_signed()
     scale = delay_value(m, scale, _POWER_STAGE, f"{name}_scale")
     exponent = register(m, scale - Mux(negative, places, 0) - 1, f"{name}_unit")
@@ -293,11 +294,8 @@ class _SiluUnit(wiring.Component):
         for lane in range(self._lanes):
             mantissa, exponent = _silu(m, codes[lane], scale, bias, f"lane_{lane}")
             if self._gated:
-                product = mantissa * others[lane]
-                mantissa = register(m, product, f"result_{lane}")
-                exponent = register(
-                    m, exponent + other_scale - 2 * bias, f"result_exponent_{lane}"
-                )
+                mantissa = DSP.product(m, mantissa, others[lane], f"result_{lane}")
+                exponent = register(m, exponent + other_scale - 2 * bias, f"result_exponent_{lane}")
             else:
                 exponent = exponent - bias
             m.d.comb += [
@@ -323,9 +321,7 @@ class _SiluUnit(wiring.Component):
                 m.d.sync += [beat.eq(0), second.eq(~second)]
         # One less than the count, so that the sign bit says "none".
         unused = Signal(signed(bits_for(self._ring_depth) + 1), init=-1)
-        arrived = moved & second
-        with m.If(arrived ^ used):
-            m.d.sync += unused.eq(unused + Mux(arrived, 1, -1))
+        count(m, unused, up=moved & second, down=used)
         return ~unused[-1]
 
     def _group(

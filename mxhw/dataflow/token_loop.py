@@ -57,8 +57,8 @@ def check_sizes(vocabulary: int, context: int) -> None:
             f"Vocabulary must be a positive multiple of {LOGITS_PER_BEAT} up to 16380, "
             f"not {vocabulary!r}"
         )
-    if not isinstance(context, int) or not 2 <= context <= 32767:
-        raise ValueError(f"Context must be an integer from 2 to 32767, not {context!r}")
+    if not isinstance(context, int) or not 8 <= context <= 32767:
+        raise ValueError(f"Context must be an integer from 8 to 32767, not {context!r}")
 
 
 def set_message(
@@ -93,7 +93,8 @@ class TokenLoop(wiring.Component):
     Members
     -------
     start : In(1)
-        Begin a request; only while ``busy`` is low.
+        Begin a request; only while ``busy`` is low, and ``kind`` and ``words`` must have had their
+        values for a cycle before.
     kind : In(8)
         The request: PROMPT, GENERATE or STEP.
     words : In(16)
@@ -155,6 +156,7 @@ class TokenLoop(wiring.Component):
         kind = Signal(8)
         count = Signal(16)
         remaining = Signal(16)
+        flags = Signal(16)
         with_logits = Signal()
         with_stop = Signal()
         stop_token = Signal(16)
@@ -169,14 +171,16 @@ class TokenLoop(wiring.Component):
         is_step = kind == Request.STEP
         full = self.used == context
         free = Signal(range(context + 1))
+        too_long = Signal()
 
         m.d.comb += [
             self.address.eq(index),
-            free.eq(context - self.used),
             self.o_step.payload.token.eq(token),
             self.o_step.payload.position.eq(self.used - 1),
             counted.eq(self.o_step.valid | self.i_token.ready),
         ]
+        # Registered, as the comparison is wide; the number changes only while the loop is busy.
+        m.d.sync += [free.eq(context - self.used), too_long.eq(self.words > context - self.used)]
         with m.If(self.busy):
             m.d.sync += cycles.eq(cycles + 1)
             with m.If(counted):
@@ -215,23 +219,25 @@ class TokenLoop(wiring.Component):
                     m.next = "CHECK"
                     with m.If(self.kind == Request.GENERATE):
                         m.next = "OPTIONS"
-                    with m.Elif(self.words > free):
+                    with m.Elif(too_long):
                         refuse(ErrorCode.PROMPT_TOO_LONG, free)
 
             # PROMPT and STEP: all tokens are checked before the first is fed. A word of the buffer
-            # is there one cycle after its address.
+            # is there two cycles after its address.
             with m.State("CHECK"):
-                m.next = "CHECK_WORD"
+                m.next = "CHECK_READ"
                 with m.If(index == words):
                     m.d.sync += index.eq(0)
                     m.next = "FEED"
+            with m.State("CHECK_READ"):
+                m.next = "CHECK_WORD"
             with m.State("CHECK_WORD"):
                 m.d.sync += index.eq(index + 1)
                 m.next = "CHECK"
                 with m.If(self.word >= self._vocabulary):
                     refuse(ErrorCode.TOKEN_RANGE, index)
             with m.State("FEED"):
-                m.next = "TAKE"
+                m.next = "FEED_READ"
                 with m.If(index == words):
                     m.d.sync += [remaining.eq(1), with_logits.eq(1), with_stop.eq(0)]
                     with m.If(is_step):
@@ -243,6 +249,8 @@ class TokenLoop(wiring.Component):
                     finish(Status.STOPPED)
                 with m.Elif(self.waiting):
                     m.next = "RUN"
+            with m.State("FEED_READ"):
+                m.next = "TAKE"
             with m.State("RUN"):
                 m.d.comb += self.o_step.valid.eq(1)
                 with m.If(self.o_step.ready):
@@ -260,24 +268,25 @@ class TokenLoop(wiring.Component):
 
             # GENERATE: its three words.
             with m.State("OPTIONS"):
-                m.d.sync += index.eq(1)
-                m.next = "COUNT"
-            with m.State("COUNT"):
-                m.d.sync += [remaining.eq(self.word), index.eq(2)]
-                m.next = "FLAGS"
+                m.d.sync += index.eq(index + 1)
+                with m.Switch(index):
+                    with m.Case(2):
+                        m.d.sync += remaining.eq(self.word)
+                    with m.Case(3):
+                        m.d.sync += flags.eq(self.word)
+                    with m.Case(4):
+                        m.d.sync += stop_token.eq(self.word)
+                        m.next = "FLAGS"
             with m.State("FLAGS"):
                 m.d.sync += [
-                    with_logits.eq((self.word & GenerateFlag.LOGITS).any()),
-                    with_stop.eq((self.word & GenerateFlag.STOP_TOKEN).any()),
+                    with_logits.eq((flags & GenerateFlag.LOGITS).any()),
+                    with_stop.eq((flags & GenerateFlag.STOP_TOKEN).any()),
                 ]
-                m.next = "STOP_TOKEN"
-                with m.If(self.word[2:].any()):
+                m.next = "NEXT"
+                with m.If(flags[2:].any()):
                     refuse(ErrorCode.BAD_FLAGS)
                 with m.Elif(~self.waiting & ~full):
                     refuse(ErrorCode.NO_TOKEN)
-            with m.State("STOP_TOKEN"):
-                m.d.sync += stop_token.eq(self.word)
-                m.next = "NEXT"
 
             # GENERATE and STEP: the waiting token is run, and the one that it gives waits.
             with m.State("NEXT"):

@@ -67,8 +67,8 @@ class ValueCache(wiring.Component):
     Timing
     ------
     ``latency`` 3 cycles from a read command to its first word, then one word a cycle, also from
-    one command to the next. A write takes one cycle a beat. ``scale_latency`` 4 cycles from the last beat
-    of a write to the first scales, then one beat a cycle.
+    one command to the next. A write takes one cycle a beat. ``scale_latency`` 4 cycles from the
+    last beat of a write to the first scales, then one beat a cycle.
 
     Cost
     ----
@@ -114,7 +114,8 @@ class ValueCache(wiring.Component):
             )
         if not isinstance(query_heads_per_kv, int) or query_heads_per_kv < 1:
             raise ValueError(
-                f"Query heads of a value head must be a positive integer, not {query_heads_per_kv!r}"
+                f"Query heads of a value head must be a positive integer, "
+                f"not {query_heads_per_kv!r}"
             )
         self._layers = layers
         self._kv_heads = kv_heads
@@ -200,7 +201,7 @@ class ValueCache(wiring.Component):
         return (position // self._lanes + 1) * self._query_heads_per_kv
 
     def cost(self) -> dict[str, int]:
-        """Multipliers, memory bits and ECP5 block RAMs."""
+        """DSP slices, bits of distributed memory and ECP5 block RAMs."""
         codes = column_cost(**self._codes)
         scales = column_cost(**self._scales)
         return {name: codes[name] + scales[name] for name in codes}
@@ -307,7 +308,7 @@ class ValueCache(wiring.Component):
     def _elaborate_scales(
         self, m: Module, head: Signal, position: Signal, end: Signal, room: Signal
     ) -> None:
-        """Add the scale memory, written with ``end``, and its reader, which has ``room`` for that."""
+        """Add the scale memory, written with ``end`` where there is ``room``, and its reader."""
         m.submodules.scales = scales = ColumnMemory(**self._scales)
         per_head = self._context // self._lanes
         beat_bits = ceil_log2(self._lanes)

@@ -2,32 +2,32 @@
 
 from collections.abc import Sequence
 
-from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, signed, unsigned
+from amaranth.hdl import Cat, Const, Module, Shape, Signal, Value, signed, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
-from mxhw.arith.pipeline import (
-    OutputQueue,
-    adder_tree,
-    delay,
-    delay_value,
-    register,
-    tree_levels,
-)
+from mxhw.arith.dot import queue_depth
+from mxhw.arith.multiply import DspMultiplier, LutMultiplier
+from mxhw.arith.pipeline import OutputQueue, delay, delay_value, register
 from mxhw.lut.uniform import UniformTable
 
 __all__ = [
+    "DSP",
+    "LUT",
     "FunctionUnit",
+    "Multiplier",
     "UniformPwl",
     "check_table",
-    "queue_depth",
     "table_latency",
     "table_value",
     "value_shape",
 ]
 
-_QUEUE_ROWS = 16
+Multiplier = DspMultiplier | LutMultiplier
+
+DSP = DspMultiplier()
+LUT = LutMultiplier()
 
 
 def check_table(table: object, name: str = "Table") -> UniformTable:
@@ -35,11 +35,6 @@ def check_table(table: object, name: str = "Table") -> UniformTable:
     if not isinstance(table, UniformTable):
         raise TypeError(f"{name} must be a uniform table, not {table!r}")
     return table
-
-
-def queue_depth(latency: int) -> int:
-    """Depth of an output queue that keeps a pipeline of ``latency`` stages busy."""
-    return -(-(latency + 3) // _QUEUE_ROWS) * _QUEUE_ROWS
 
 
 def value_shape(table: UniformTable):
@@ -56,11 +51,9 @@ def value_shape(table: UniformTable):
     return unsigned(bits_for(max(ends)))
 
 
-def table_latency(table: UniformTable, *, multiplier: str = "dsp") -> int:
+def table_latency(multiplier: Multiplier = DSP) -> int:
     """Register stages of :func:`table_value`."""
-    if multiplier == "dsp":
-        return 3
-    return 2 + tree_levels(table.low_bits)
+    return 2 + multiplier.latency
 
 
 def _lookup(m: Module, index: Value, entries: Sequence[int], name: str) -> Signal:
@@ -76,12 +69,11 @@ def _lookup(m: Module, index: Value, entries: Sequence[int], name: str) -> Signa
 
 
 def table_value(
-    m: Module, table: UniformTable, code: Value, name: str, *, multiplier: str = "dsp"
+    m: Module, table: UniformTable, code: Value, name: str, multiplier: Multiplier = DSP
 ) -> Value:
     """Value of a table, :func:`table_latency` cycles after ``code``: the part to embed.
 
-    The code should come from a register. ``multiplier`` is ``"dsp"`` for a product that synthesis
-    gives a DSP slice, or ``"lut"`` for one of shifts and additions.
+    The code should come from a register.
     """
     low = register(m, code[: table.low_bits], f"{name}_low")
     base = _lookup(m, code[table.low_bits :], table.base, f"{name}_base")
@@ -89,13 +81,8 @@ def table_value(
     falling = max(table.slope) < 0
     entries = [-entry for entry in table.slope] if falling else table.slope
     slope = _lookup(m, code[table.low_bits :], entries, f"{name}_slope")
-    if multiplier == "dsp":
-        product = register(m, slope * low, f"{name}_product")
-    else:
-        partial = [Mux(bit, slope, 0) << index for index, bit in enumerate(low)]
-        product = adder_tree(m, partial, f"{name}_product")
-    stages = table_latency(table, multiplier=multiplier)
-    base = delay_value(m, base, stages - 2, f"{name}_base")
+    product = multiplier.product(m, slope, low, f"{name}_product")
+    base = delay_value(m, base, multiplier.latency, f"{name}_base")
     # The rounding half and the base are one constant: a single addition gives the value.
     line = Cat(Const(1 << (table.slope_shift - 1), table.slope_shift), base)
     total = line - product if falling else line + product
@@ -141,6 +128,7 @@ class FunctionUnit(wiring.Component):
         raise NotImplementedError
 
     def elaborate(self, platform):
+        """Put the stages between the ports."""
         m = Module()
         depth = queue_depth(self._stages)
         m.submodules.queue = queue = OutputQueue(shape=self._o_shape, depth=depth)
@@ -166,8 +154,8 @@ class UniformPwl(FunctionUnit):
     Parameters
     ----------
     table : UniformTable
-    multiplier : str
-        ``"dsp"``, or ``"lut"`` for a slope product of shifts and additions.
+    multiplier : DspMultiplier or LutMultiplier
+        Strategy of the slope's product.
 
     Members
     -------
@@ -179,23 +167,26 @@ class UniformPwl(FunctionUnit):
     Raises
     ------
     TypeError, ValueError
-        If the table is not a :class:`UniformTable`, has negative values, or the multiplier is
-        unknown.
+        If the table is not a :class:`UniformTable` or has negative values, or the multiplier is no
+        strategy.
 
-    Timing: latency 4 with a DSP slice, 3 more than its product with LUTs; interval 1.
+    Timing: latency 4, interval 1.
 
     Cost: one DSP slice or none; 2**index_bits entries of base and slope in LUTs.
     """
 
-    def __init__(self, *, table: UniformTable, multiplier: str = "dsp"):
+    def __init__(self, *, table: UniformTable, multiplier: Multiplier = DSP):
         self._table = check_table(table)
-        if multiplier not in ("dsp", "lut"):
-            raise ValueError(f"Multiplier of a table must be 'dsp' or 'lut', not {multiplier!r}")
+        if not isinstance(multiplier, Multiplier):
+            raise TypeError(
+                f"Multiplier of a table must be a DspMultiplier or a LutMultiplier, "
+                f"not {multiplier!r}"
+            )
         self._multiplier = multiplier
         super().__init__(
             i_shape=unsigned(table.input_bits),
             o_shape=value_shape(table),
-            stages=table_latency(table, multiplier=multiplier),
+            stages=table_latency(multiplier),
         )
 
     @property
@@ -204,15 +195,15 @@ class UniformPwl(FunctionUnit):
         return self._table
 
     @property
-    def multiplier(self) -> str:
-        """Kind of the slope's multiplier."""
+    def multiplier(self) -> Multiplier:
+        """Strategy of the slope's product."""
         return self._multiplier
 
     @property
     def multipliers(self) -> int:
         """DSP slices."""
-        return int(self._multiplier == "dsp")
+        return self._multiplier.multipliers
 
     def compute(self, m: Module, payload) -> Value:
         """The table's value."""
-        return table_value(m, self._table, payload, "table", multiplier=self._multiplier)
+        return table_value(m, self._table, payload, "table", self._multiplier)

@@ -47,27 +47,25 @@ def check_input_bits(input_bits: object, name: str) -> int:
 def normalise(m: Module, value: Value, name: str) -> tuple[Value, Value]:
     """Top 16 bits from the highest set bit on (zeros below bit 0), and that bit's position.
 
-    Both :data:`NORMALISE_LATENCY` cycles after ``value``; for 0 both are 0.
+    Both :data:`NORMALISE_LATENCY` cycles after ``value``, which must not be 0.
     """
     width = 1 << (max(len(value), NORMALISED_BITS) - 1).bit_length()
     # Padding below makes the shift the complement of the position, without a subtraction.
-    aligned = Cat(Const(0, width - len(value)), value)
-    position, _ = bit_index(aligned)
-    highest, _ = bit_index(value)
+    padding = width - len(value)
+    aligned = Cat(Const(0, padding), value)
+    position, _ = bit_index(m, aligned, f"{name}_index")
     position = register(m, position, f"{name}_position")
-    highest = register(m, highest, f"{name}_highest")
     aligned = register(m, aligned, f"{name}_aligned")
     shifted = (aligned[::-1] >> ~position)[::-1]
     top = register(m, shifted[width - NORMALISED_BITS :], f"{name}_top")
-    return top, register(m, highest, f"{name}_highest_1")
+    return top, register(m, position, f"{name}_position_1") - padding
 
 
 class Reciprocal(FunctionUnit):
     """``1 / x`` of a positive integer: the reciprocal of ``golden.attention.values``.
 
     The 16 bits of ``x`` from its highest set bit ``h`` on (floor) are ``m``; the mantissa is the
-    table's value of the low 15 bits of ``m``, the exponent ``-15 - h``. For ``x = 0`` the
-    mantissa is 2**15 and the exponent -15.
+    table's value of the low 15 bits of ``m``, the exponent ``-15 - h``. 0 has no meaningful result.
 
     Parameters
     ----------
@@ -94,7 +92,7 @@ class Reciprocal(FunctionUnit):
         super().__init__(
             i_shape=unsigned(input_bits),
             o_shape=Scaled(),
-            stages=NORMALISE_LATENCY + table_latency(reciprocal_table()) + 1,
+            stages=NORMALISE_LATENCY + table_latency() + 1,
         )
 
     @property
@@ -105,7 +103,7 @@ class Reciprocal(FunctionUnit):
     def compute(self, m: Module, payload) -> dict[str, Value]:
         """Mantissa and exponent."""
         table = reciprocal_table()
-        stages = table_latency(table)
+        stages = table_latency()
         # The stream's payload may come from logic: the count is alone behind a register.
         value = register(m, payload, "value")
         top, highest = normalise(m, value, "value")

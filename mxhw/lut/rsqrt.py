@@ -1,11 +1,11 @@
 """Reciprocal square root of a scaled positive integer: the factor of a normalisation."""
 
-from amaranth.hdl import Cat, Module, Mux, Value, signed, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Value, signed, unsigned
 from amaranth.lib import data
 
 from mxhw.arith.pipeline import delay_value, register
 from mxhw.arith.shapes import EXPONENT_BITS
-from mxhw.lut.pwl import FunctionUnit, table_latency, table_value
+from mxhw.lut.pwl import DSP, FunctionUnit, table_latency, table_value
 from mxhw.lut.reciprocal import NORMALISE_LATENCY, Scaled, check_input_bits, normalise
 from mxhw.lut.uniform import VALUE_FRACTION_BITS, rsqrt_table
 
@@ -24,7 +24,7 @@ class Total(data.StructLayout):
 def rsqrt_latency(inverse_mantissa: int) -> int:
     """Register stages of :func:`rsqrt_value`."""
     divide = 2 if inverse_mantissa != _ONE else 0
-    return NORMALISE_LATENCY + divide + table_latency(rsqrt_table())
+    return NORMALISE_LATENCY + divide + table_latency()
 
 
 def rsqrt_value(
@@ -35,13 +35,13 @@ def rsqrt_value(
     inverse_exponent: int,
     name: str,
 ) -> tuple[Value, Value]:
-    """Mantissa and exponent of the factor, :func:`rsqrt_latency` cycles later: the part to embed."""
+    """Mantissa and exponent of the factor, :func:`rsqrt_latency` cycles later."""
     top, highest = normalise(m, mantissa, name)
     exponent = register(m, exponent + inverse_exponent, f"{name}_exponent")
     exponent = register(m, exponent, f"{name}_exponent_1")
     exponent = (exponent + highest)[:EXPONENT_BITS].as_signed()
     if inverse_mantissa != _ONE:
-        product = register(m, top * inverse_mantissa, f"{name}_scaled")
+        product = DSP.product(m, top, Const(inverse_mantissa), f"{name}_scaled")
         product = product[VALUE_FRACTION_BITS:]
         carry = product[VALUE_FRACTION_BITS + 1]
         top = register(m, Mux(carry, product[1:], product), f"{name}_top_1")
@@ -52,7 +52,7 @@ def rsqrt_value(
     value = table_value(m, table, code, f"{name}_root")
     half = register(m, exponent >> 1, f"{name}_half")
     half = register(m, -VALUE_FRACTION_BITS - half, f"{name}_exponent_root")
-    stages = table_latency(table)
+    stages = table_latency()
     return value, delay_value(m, half, stages - 2, f"{name}_exponent_root")
 
 
@@ -88,9 +88,7 @@ class Rsqrt(FunctionUnit):
     and one shifter.
     """
 
-    def __init__(
-        self, *, input_bits: int, inverse_mantissa: int = _ONE, inverse_exponent: int = 0
-    ):
+    def __init__(self, *, input_bits: int, inverse_mantissa: int = _ONE, inverse_exponent: int = 0):
         self._input_bits = check_input_bits(input_bits, "root")
         for name, value in (("mantissa", inverse_mantissa), ("exponent", inverse_exponent)):
             if not isinstance(value, int):

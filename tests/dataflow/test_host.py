@@ -197,7 +197,7 @@ def test_generation_ends_with_the_context(link):
     assert tokens[-1].position == CONTEXT
     assert (done.status, done.count) == (Status.CONTEXT_FULL, 3)
     assert link.status().position == CONTEXT
-    assert link.generate(1) == ([], DoneReply(Request.GENERATE, Status.CONTEXT_FULL, 0, 5, 0))
+    assert link.generate(1) == ([], DoneReply(Request.GENERATE, Status.CONTEXT_FULL, 0, 7, 0))
     refusal = link.error(encode_frame(Request.PROMPT, pack_tokens([1])))
     assert refusal == ErrorReply(ErrorCode.PROMPT_TOO_LONG, Request.PROMPT, 0)
     (frame,) = link.ask(Request.RESET)
@@ -299,7 +299,9 @@ def test_requests_beside_a_generation(slow_link):
 def test_reset_ends_a_generation(slow_link):
     link = slow_link
     link.prompt([1, 2])
-    link.send(encode_frame(Request.GENERATE, pack_generate(9)) + encode_frame(Request.RESET))
+    link.send(encode_frame(Request.GENERATE, pack_generate(9)))
+    link.sim.run(60)
+    link.send(encode_frame(Request.RESET))
     frames = link.frames(2000)
     assert [frame.kind for frame in frames] == [Reply.TOKEN, Reply.DONE, Reply.DONE]
     assert link.status() == StatusReply(RunState.IDLE, StatusFlag(0), 0, 0, 0, 0)
@@ -398,7 +400,7 @@ def test_transmitter_keeps_the_stream_contract():
     ("changes", "message"),
     [
         ({"vocabulary": 62}, r"Vocabulary must be a positive multiple of 4 up to 16380, not 62"),
-        ({"context": 1}, r"Context must be an integer from 2 to 32767, not 1"),
+        ({"context": 7}, r"Context must be an integer from 8 to 32767, not 7"),
         ({"model_hash": b"abc"}, r"Model hash must be 8 bytes, not b'abc'"),
         ({"clock_hz": 0}, r"Clock frequency must be a positive integer, not 0"),
         ({"timeout_cycles": 0}, r"Timeout must be a positive number of cycles, not 0"),

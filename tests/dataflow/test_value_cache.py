@@ -138,9 +138,7 @@ def test_writes_wait_for_scales():
     commands = [{"write": 1, "layer": 0, "head": head, "position": 0} for head in (0, 1)]
     commands += [{"write": 0, "layer": 0, "head": 1, "position": 0}]
     beat = {"elements": [1, 2, 3, 4], "scale": 5}
-    run_stream(
-        cache, {"i_command": commands, "i": [beat] * 16}, {"o": 8}, timeout_cycles=200
-    )
+    run_stream(cache, {"i_command": commands, "i": [beat] * 16}, {"o": 8}, timeout_cycles=200)
 
 
 def test_timing():
@@ -172,7 +170,7 @@ def test_cost():
     cost = ValueCache(**parameters(layers=5, context=256)).cost()
     assert cost == {
         "multipliers": 0,
-        "memory_bits": 320 * 1024 + 320 * 32,
+        "memory_bits": 0,
         "block_rams": 33,
     }
 

@@ -1,0 +1,271 @@
+"""What a user asked for, and what the steps of a build share."""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mxhw.compiler.progress import Progress
+from mxhw.errors import UserError
+from mxhw.formats import BlockFormat, list_formats, parse_format
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from mxhw.boards.catalog import Board, Resources
+    from mxhw.compiler.binding import FoldedBinding
+    from mxhw.models.llama import Llama, LlamaConfig
+    from mxhw.models.tokenizer import Tokenizer
+
+# Modules that load PyTorch are imported where they are used: lists and help need none of them.
+
+__all__ = ["REPORT_CONTEXT", "Context", "Settings", "parse_formats", "unknown_name"]
+
+REPORT_CONTEXT = 64
+"""Positions that a token sees in the figures of speed."""
+
+_LARGEST_ENGINE_BITS = 18
+
+_RESOURCE_FIELDS = {
+    "lut": "luts",
+    "ff": "flip_flops",
+    "block_ram": "block_rams",
+    "dsp": "multipliers",
+}
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
+    """Sentence about a name that does not exist, with the nearest ones or else all."""
+    known = list(known)
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    if near:
+        return f"There is no {what} {name!r}: did you mean {' or '.join(map(repr, near))}?"
+    return f"There is no {what} {name!r}: choose one of {', '.join(known)}"
+
+
+def parse_formats(text: str) -> tuple[BlockFormat, BlockFormat]:
+    """Weight and activation format of ``W`` or ``W/A``.
+
+    A single name sets the weights, and the activations too if it is MXINT of at most 8 bits; else
+    they are MXINT8 blocks of the same size.
+
+    Raises
+    ------
+    UserError
+        If a name is not a format, or the hardware cannot take it.
+    """
+    names = text.split("/")
+    if len(names) > 2:
+        raise UserError(f"Format must be W or W/A (weights/activations), not {text!r}")
+    weights, *rest = [_parse_format(name) for name in names]
+    narrow = weights.element.is_integer and weights.element.bits <= 8
+    default = weights if narrow else BlockFormat.mxint(8, weights.block_size)
+    activations = rest[0] if rest else default
+    element = weights.element
+    engine_bits = max(element.significand_bits, element.fraction_bits + 2)
+    if element.bits > 8 or engine_bits > _LARGEST_ENGINE_BITS:
+        raise UserError(
+            f"Weights in {weights.name} do not fit the multipliers; hardware takes mxint2 to "
+            f"mxint8, mxfp4, mxfp6_e2m3 and mxfp6_e3m2"
+        )
+    if not activations.element.is_integer or activations.element.bits > 8:
+        raise UserError(
+            f"Activations must be mxint2 to mxint8, not {activations.name}; "
+            f"write --format {weights.name}/mxint8"
+        )
+    if weights.block_size != activations.block_size:
+        raise UserError(
+            f"Weights and activations must have blocks of one size, not {weights.block_size} and "
+            f"{activations.block_size}"
+        )
+    return weights, activations
+
+
+def _parse_format(name: str) -> BlockFormat:
+    try:
+        return parse_format(name)
+    except UserError as error:
+        near = difflib.get_close_matches(name.strip().lower(), list_formats(), n=2, cutoff=0.6)
+        if not near:
+            raise
+        raise UserError(unknown_name("format", name, list_formats())) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a user asked for.
+
+    Members
+    -------
+    model : str
+        Name of a bundled model.
+    target : str
+        Board whose budget the design is made for.
+    board : bool
+        Whether the design is also built for that board.
+    bitstream : bool
+        Whether that board's build ends in a bitstream, and not in a project for other tools.
+    weight_format, activation_format : str
+    clock_mhz : float
+        Clock that the design is built for.
+    tokens : int
+        Tokens to generate.
+    prompt : str
+    """
+
+    model: str
+    target: str
+    board: bool = False
+    bitstream: bool = False
+    weight_format: str = "mxint8"
+    activation_format: str = "mxint8"
+    clock_mhz: float = 65.0
+    tokens: int = 256
+    prompt: str = "Once upon a time"
+
+    @property
+    def format(self) -> str:
+        """Both formats as ``--format`` takes them."""
+        if self.weight_format == self.activation_format:
+            return self.weight_format
+        return f"{self.weight_format}/{self.activation_format}"
+
+
+class Context:
+    """What the steps of one build share; everything is made when it is first needed.
+
+    Parameters
+    ----------
+    settings : Settings
+    folder : Path
+        The build folder: files of earlier steps.
+    progress : Progress
+
+    Attributes
+    ----------
+    results : dict
+        Facts of the steps so far, by name.
+    """
+
+    def __init__(self, settings: Settings, folder: Path, progress: Progress) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.progress = progress
+        self.results: dict[str, dict[str, Any]] = {}
+
+    @functools.cached_property
+    def _loaded(self) -> "tuple[Llama, Tokenizer, LlamaConfig]":
+        import torch
+
+        from mxhw.models import bundled
+
+        if self.settings.model not in bundled.MODELS:
+            raise UserError(unknown_name("model", self.settings.model, bundled.MODELS))
+        # The operators are small: more threads cost more than they bring.
+        torch.set_num_threads(1)
+        return bundled.load(self.settings.model)
+
+    @property
+    def model(self) -> "Llama":
+        """The float model."""
+        return self._loaded[0]
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        """The model's tokenizer."""
+        return self._loaded[1]
+
+    @property
+    def config(self) -> "LlamaConfig":
+        """The model's shape."""
+        return self._loaded[2]
+
+    @functools.cached_property
+    def options(self) -> Any:
+        """Formats for the lowering."""
+        from mxhw.compiler.passes import LoweringOptions
+
+        return LoweringOptions(
+            parse_format(self.settings.weight_format), parse_format(self.settings.activation_format)
+        )
+
+    @functools.cached_property
+    def prefill(self) -> "fx.GraphModule":
+        """The lowered model over whole sequences."""
+        from mxhw.compiler.lower import lower
+
+        return lower(self.model, self.options)
+
+    @functools.cached_property
+    def decode(self) -> "fx.GraphModule":
+        """The lowered decode step, from which the hardware is made."""
+        from mxhw.compiler.lower import lower
+        from mxhw.models.llama import LlamaDecode
+
+        return lower(LlamaDecode(self.model), self.options)
+
+    @functools.cached_property
+    def binding(self) -> "FoldedBinding":
+        """The decode step bound to units."""
+        from mxhw.compiler.binding import bind
+
+        return bind(self.decode, self.options)
+
+    @functools.cached_property
+    def estimate(self) -> "tuple[Resources, int]":
+        """Resources that the design will take, and cycles of a token at :data:`REPORT_CONTEXT`."""
+        from mxhw.boards.catalog import Resources
+        from mxhw.compiler.estimate import estimate
+
+        figures = estimate(self.binding)
+        needed = {name: figures.resources[key] for key, name in _RESOURCE_FIELDS.items()}
+        return Resources(**needed), figures.cycles_per_token(REPORT_CONTEXT)
+
+    def component(self) -> Any:
+        """A new instance of the hardware; one can be elaborated once."""
+        from mxhw.compiler.elaborate import elaborate
+
+        return elaborate(self.binding)
+
+    @functools.cached_property
+    def board(self) -> "Board":
+        """The board that the design is made for."""
+        from mxhw.boards.catalog import find_board
+
+        return find_board(self.settings.target)
+
+    @functools.cached_property
+    def _board_build(self) -> tuple[Any, int]:
+        from mxhw import __version__
+        from mxhw.boards.wrapper import BoardTop
+        from mxhw.compiler.toolflow import make_plan
+
+        top = BoardTop(
+            decoder=self.component(),
+            vocabulary=self.config.vocabulary_size,
+            context=self.config.context,
+            model_hash=self.model_hash,
+            board=self.board,
+            clock_hz=round(self.settings.clock_mhz * 1e6),
+            name=f"mxhw {__version__} {self.settings.model}",
+        )
+        return make_plan(top, self.board), top.clock_hz
+
+    @property
+    def board_plan(self) -> Any:
+        """Amaranth's build plan of the design on the board."""
+        return self._board_build[0]
+
+    @property
+    def clock_hz(self) -> int:
+        """Clock that the board's PLL really makes."""
+        return self._board_build[1]
+
+    @property
+    def model_hash(self) -> bytes:
+        """Eight bytes that identify the weights and their formats."""
+        words = b"".join(word.to_bytes(-(-word.bit_length() // 8)) for word in self.binding.words)
+        return hashlib.sha256(self.settings.format.encode() + b" " + words).digest()[:8]

@@ -1,0 +1,375 @@
+"""From a top level to a bitstream: plan, synthesis, place and route, packing.
+
+Platforms, constraints and commands are those of Amaranth's build plans; this module runs the
+commands one by one with tools from PyPI, reports how far they are, and reads their results. Every
+step takes the build folder, in which its results appear only when they are complete: the tools work
+in a private folder inside it.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mxhw.boards.catalog import Board, Resources, Toolchain
+from mxhw.boards.platforms import create_platform
+from mxhw.compiler._toolresults import (
+    TimingReport,
+    read_cell_counts,
+    read_route_report,
+    resources_of_cells,
+    resources_of_utilisation,
+)
+from mxhw.compiler._tools import (
+    OnProgress,
+    Progress,
+    ProgressParser,
+    find_tool,
+    run_tool,
+)
+from mxhw.errors import BuildError, UserError
+
+__all__ = [
+    "PLACE_AND_ROUTE_OPTIONS",
+    "OnProgress",
+    "Progress",
+    "Routing",
+    "Synthesis",
+    "TimingReport",
+    "build_bitstream",
+    "make_plan",
+    "pack_bitstream",
+    "place_and_route",
+    "synthesise",
+    "write_vendor_project",
+]
+
+TOP = "top"
+"""Name of the top level, which names the files."""
+
+PLACE_AND_ROUTE_OPTIONS = ("--placer", "heap", "--router", "router2")
+"""Options that were found to be the fastest."""
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Result of a synthesis: the netlist, its cells by type, what they take, and the time."""
+
+    netlist: Path
+    cells: dict[str, int]
+    resources: Resources
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Result of place and route: the configuration, what the design takes, its timing, the time."""
+
+    configuration: Path
+    utilisation: dict[str, tuple[int, int]]
+    resources: Resources
+    timing: TimingReport
+    seconds: float
+
+
+def make_plan(top: Any, board: Board, **overrides: Any) -> Any:
+    """Return Amaranth's build plan of a top level for a board; needs no tools but Amaranth's own.
+
+    Parameters
+    ----------
+    top : :class:`amaranth.hdl.Elaboratable`
+        The top level; it requests its pins from the platform.
+    board : Board
+        The board.
+    overrides
+        Overrides of the platform, such as ``synth_opts``.
+    """
+    platform = create_platform(board)
+    return platform.build(top, name=TOP, do_build=False, emit_src=False, **overrides)
+
+
+def synthesise(
+    plan: Any, build_dir: str | os.PathLike[str], *, on_progress: OnProgress | None = None
+) -> Synthesis:
+    """Synthesise a plan for an ECP5: writes ``top.il``, ``top.json`` and ``synthesis.log``.
+
+    Raises
+    ------
+    ToolError
+        If Yosys is missing.
+    BuildError
+        If Yosys reports an error.
+    """
+    started = time.monotonic()
+    tool = find_tool("yosys")
+    files = {name: text for name, text in plan.files.items() if not name.startswith("build_")}
+    with _workspace(build_dir, files) as work:
+        run_tool(
+            [*tool.command, f"{TOP}.ys"],
+            tool=tool,
+            step="synthesis",
+            cwd=work.path,
+            log=work.path / "synthesis.log",
+            parser=ProgressParser("synthesis", on_progress),
+        )
+        netlist = work.path / f"{TOP}.json"
+        cells = read_cell_counts(netlist)
+        work.keep(f"{TOP}.il", f"{TOP}.json", "synthesis.log")
+    return Synthesis(
+        netlist=Path(build_dir) / f"{TOP}.json",
+        cells=cells,
+        resources=resources_of_cells(cells),
+        seconds=time.monotonic() - started,
+    )
+
+
+def place_and_route(
+    plan: Any,
+    build_dir: str | os.PathLike[str],
+    *,
+    options: tuple[str, ...] = PLACE_AND_ROUTE_OPTIONS,
+    seed: int = 1,
+    on_progress: OnProgress | None = None,
+) -> Routing:
+    """Place and route ``top.json`` of the build folder.
+
+    Writes ``top.config``, ``top.lpf``, ``timing.json`` (nextpnr's report) and ``route.log``. A
+    clock that is too slow is not an error: :attr:`TimingReport.met` tells.
+
+    Parameters
+    ----------
+    plan
+        The plan of the design: its constraints, device and package are used.
+    options : tuple of str
+        Options for nextpnr.
+    seed : int
+        Seed of the placer.
+
+    Raises
+    ------
+    UserError
+        If the design has not been synthesised.
+    ToolError
+        If nextpnr is missing.
+    BuildError
+        If nextpnr reports an error, such as a design that does not fit.
+    """
+    started = time.monotonic()
+    netlist = Path(build_dir) / f"{TOP}.json"
+    if not netlist.is_file():
+        raise UserError(f"There is no netlist '{netlist}' to place: synthesise first")
+    tool = find_tool("nextpnr-ecp5")
+    arguments = _without(_command(plan, "nextpnr-ecp5"), flags=("--quiet",), options=("--log",))
+    with _workspace(build_dir, {f"{TOP}.lpf": plan.files[f"{TOP}.lpf"]}) as work:
+        work.borrow(netlist)
+        run_tool(
+            [
+                *tool.command,
+                *arguments,
+                "--timing-allow-fail",
+                "--seed",
+                str(seed),
+                "--report",
+                "timing.json",
+                *options,
+            ],
+            tool=tool,
+            step="place and route",
+            cwd=work.path,
+            log=work.path / "route.log",
+            parser=ProgressParser("place and route", on_progress),
+        )
+        utilisation, timing = read_route_report(work.path / "timing.json")
+        work.keep(f"{TOP}.config", f"{TOP}.lpf", "timing.json", "route.log")
+    return Routing(
+        configuration=Path(build_dir) / f"{TOP}.config",
+        utilisation=utilisation,
+        resources=resources_of_utilisation(utilisation),
+        timing=timing,
+        seconds=time.monotonic() - started,
+    )
+
+
+def pack_bitstream(
+    plan: Any, build_dir: str | os.PathLike[str], *, on_progress: OnProgress | None = None
+) -> Path:
+    """Pack ``top.config`` of the build folder: write ``top.bit``, compressed, and return its path.
+
+    Raises
+    ------
+    UserError
+        If the design has not been placed and routed.
+    ToolError
+        If ecppack is missing.
+    BuildError
+        If ecppack reports an error.
+    """
+    configuration = Path(build_dir) / f"{TOP}.config"
+    if not configuration.is_file():
+        raise UserError(f"There is no configuration '{configuration}' to pack: place it first")
+    tool = find_tool("ecppack")
+    arguments = _without(
+        _command(plan, "ecppack"), flags=("--compress", "--verbose"), options=("--svf",)
+    )
+    with _workspace(build_dir, {}) as work:
+        work.borrow(configuration)
+        run_tool(
+            [*tool.command, "--compress", *arguments],
+            tool=tool,
+            step="packing",
+            cwd=work.path,
+            log=work.path / "pack.log",
+            parser=ProgressParser("packing", on_progress),
+        )
+        work.keep(f"{TOP}.bit")
+    return Path(build_dir) / f"{TOP}.bit"
+
+
+def build_bitstream(
+    top: Any,
+    board: Board,
+    build_dir: str | os.PathLike[str],
+    *,
+    on_progress: OnProgress | None = None,
+) -> tuple[Synthesis, Routing, Path]:
+    """Run all steps for a board that PyPI has the tools for.
+
+    Raises
+    ------
+    UserError
+        If the board's device needs the vendor's tools.
+    ToolError, BuildError
+        As the steps.
+    """
+    if board.toolchain != Toolchain.TRELLIS:
+        raise UserError(
+            f"Board '{board.name}' needs the vendor's tools: only a project can be written for it"
+        )
+    plan = make_plan(top, board)
+    synthesis = synthesise(plan, build_dir, on_progress=on_progress)
+    routing = place_and_route(plan, build_dir, on_progress=on_progress)
+    return synthesis, routing, pack_bitstream(plan, build_dir, on_progress=on_progress)
+
+
+def write_vendor_project(
+    plan: Any,
+    build_dir: str | os.PathLike[str],
+    *,
+    estimate: bool = True,
+    on_progress: OnProgress | None = None,
+) -> tuple[list[Path], Resources | None]:
+    """Write the complete project for the vendor's tools: Verilog, constraints and scripts.
+
+    Returns the files, and an estimate of what the design takes: that of Yosys' own synthesis for
+    7-series devices, not of the vendor's.
+
+    Parameters
+    ----------
+    plan
+        The plan of the design.
+    estimate : bool
+        Also synthesise the design.
+
+    Raises
+    ------
+    ToolError, BuildError
+        If the estimate is wanted, and Yosys is missing or reports an error.
+    """
+    script = (
+        f"read_verilog {TOP}.v\n"
+        f"synth_xilinx -family xc7 -abc9 -noiopad -top {TOP}\n"
+        f"write_json {TOP}.json\n"
+    )
+    resources = None
+    with _workspace(build_dir, {**plan.files, "estimate.ys": script}) as work:
+        names = list(plan.files)
+        if estimate:
+            tool = find_tool("yosys")
+            run_tool(
+                [*tool.command, "estimate.ys"],
+                tool=tool,
+                step="synthesis",
+                cwd=work.path,
+                log=work.path / "estimate.log",
+                parser=ProgressParser("synthesis", on_progress),
+            )
+            resources = resources_of_cells(read_cell_counts(work.path / f"{TOP}.json"))
+            names.append("estimate.log")
+        work.keep(*names)
+    return [Path(build_dir) / name for name in plan.files], resources
+
+
+# Commands of a plan.
+
+
+def _command(plan: Any, tool: str) -> list[str]:
+    commands = json.loads(plan.files[f"build_{TOP}.json"])["commands"]
+    for name, *arguments in commands:
+        if name == tool:
+            return arguments
+    raise UserError(f"The build plan has no command for {tool}: the board has other tools")
+
+
+def _without(
+    arguments: list[str], *, flags: tuple[str, ...], options: tuple[str, ...]
+) -> list[str]:
+    kept = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in options:
+            next(rest, None)
+        elif argument not in flags:
+            kept.append(argument)
+    return kept
+
+
+# The build folder.
+
+
+class _Workspace:
+    def __init__(self, build_dir: Path, path: Path) -> None:
+        self._build_dir = build_dir
+        self.path = path
+
+    def borrow(self, file: Path) -> None:
+        """Make a file of the build folder available to the tools."""
+        try:
+            os.link(file, self.path / file.name)
+        except OSError:
+            shutil.copyfile(file, self.path / file.name)
+
+    def keep(self, *names: str) -> None:
+        """Move results to the build folder, each at once."""
+        for name in names:
+            source = self.path / name
+            if not source.is_file():
+                raise BuildError(f"The tool ended well, but did not write '{name}'")
+            os.replace(source, self._build_dir / name)
+
+
+@contextmanager
+def _workspace(
+    build_dir: str | os.PathLike[str], files: dict[str, str | bytes]
+) -> Iterator[_Workspace]:
+    root = Path(build_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=".mxhw-", dir=root, ignore_cleanup_errors=True
+    ) as folder:
+        work = _Workspace(root, Path(folder))
+        for name, text in files.items():
+            content = text.encode() if isinstance(text, str) else text
+            (work.path / name).write_bytes(content)
+        try:
+            yield work
+        except BuildError:
+            # What the tool said is worth keeping.
+            for log in work.path.glob("*.log"):
+                os.replace(log, root / log.name)
+            raise
