@@ -226,7 +226,7 @@ def _build(
             raise _Interrupted(
                 f"interrupted; {done} kept in {path}: the same command goes on from there"
             ) from None
-        names = [str(name) for name in folder.files()]
+        names = [str(name) for name in folder.files(context.results)]
         console.print(render_summary(content, str(path), [*names, REPORT_FILE]))
 
 

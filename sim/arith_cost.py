@@ -1,7 +1,7 @@
 """Synthesise the arithmetic units for ECP5 and print what they cost.
 
-Yosys counts cells; with ``--route`` nextpnr also places and routes each unit alone (LFE5U-85F, speed
-grade 6, no I/O cells) for its packed cells and its clock. ``python sim/arith_cost.py --help``.
+Yosys counts cells; with ``--route`` nextpnr also places and routes each unit alone (LFE5U-85F,
+speed grade 6, no I/O cells) for its packed cells and its clock.
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from amaranth.back import rtlil
@@ -28,8 +29,9 @@ from mxhw.dataflow.engine import MatrixEngine
 from mxhw.dataflow.link import payload_shape
 from mxhw.formats import parse_format
 
-# Slices of a combinational cell that a Yosys cell becomes in nextpnr.
+# Cells that nextpnr makes of a Yosys cell, and those to enter and leave a carry chain.
 _COMB = {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6}
+_COMB_OF_CHAIN = 4
 _YOSYS = "from pyosys import libyosys as ys; import sys; ys.run_pass(sys.argv[1], ys.Design())"
 
 
@@ -47,7 +49,7 @@ def _quantizer(mantissa_bits: int, lanes: int, shared: bool, *formats: str) -> Q
 
 
 class DotAccumulator(wiring.Component):
-    """One row of a matrix engine without its memory of activations: the peers' unit of comparison."""
+    """A block dot and an accumulator: what the peers' dot units are compared with."""
 
     def __init__(self, *, format: str, max_terms: int):
         parsed = parse_format(format)
@@ -109,7 +111,13 @@ def synthesise(unit: Elaboratable, folder: Path) -> dict[str, int]:
         stdout=subprocess.DEVNULL,
     )
     stat = json.loads((folder / "stat.json").read_text())
-    return dict(stat["design"]["num_cells_by_type"])
+    cells = dict(stat["design"]["num_cells_by_type"])
+    module = json.loads((folder / "unit.json").read_text())["modules"]["top"]
+    cells["chains"] = sum(
+        cell["type"] == "CCU2C" and isinstance(cell["connections"]["CIN"][0], str)
+        for cell in module["cells"].values()
+    )
+    return cells
 
 
 def route(folder: Path, target_mhz: float) -> tuple[dict[str, int], float]:
@@ -142,22 +150,25 @@ def route(folder: Path, target_mhz: float) -> tuple[dict[str, int], float]:
 
 
 def main(
-    pattern: str = typer.Argument("", help="Only units whose name matches this expression."),
-    json_file: Path = typer.Option(None, "--json", help="Write the figures to this file."),
-    with_route: bool = typer.Option(False, "--route", help="Place and route each unit alone."),
-    target_mhz: float = typer.Option(130.0, "--freq", help="Clock to aim for."),
-    log: Path = typer.Option(None, "--log", help="Keep the folder of the last unit here."),
+    pattern: Annotated[str, typer.Argument(help="Only units whose name matches it.")] = "",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here.")
+    ] = None,
+    with_route: Annotated[bool, typer.Option("--route", help="Place and route too.")] = False,
+    target_mhz: Annotated[float, typer.Option("--freq", help="Clock to aim for.")] = 130.0,
+    keep: Annotated[Path | None, typer.Option(help="Keep the last unit's files here.")] = None,
 ) -> None:
     """Print the cells and the clock of each arithmetic unit."""
     figures: dict[str, dict[str, float]] = {}
     chosen = {name: make for name, make in _UNITS.items() if re.search(pattern, name)}
     for name, make in track(chosen.items(), "Synthesising", console=Console(stderr=True)):
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) if log is None else log
+            folder = Path(temporary) if keep is None else keep
             folder.mkdir(parents=True, exist_ok=True)
             cells = synthesise(make(), folder)
             figures[name] = {
-                "comb": sum(count * cells.get(cell, 0) for cell, count in _COMB.items()),
+                "comb": _COMB_OF_CHAIN * cells["chains"]
+                + sum(count * cells.get(cell, 0) for cell, count in _COMB.items()),
                 "ff": cells.get("TRELLIS_FF", 0),
                 "dsp": cells.get("MULT18X18D", 0),
                 "block_ram": cells.get("DP16KD", 0),

@@ -49,9 +49,9 @@ class LutMultiplier:
         terms = [(index, 1, Mux(b[index], a, 0)) for index in range(len(b))]
         if b.shape().signed:
             terms[-1] = (len(b) - 1, -1, terms[-1][2])
-        total = _sum(m, terms, name)[2]
+        _position, sign, total = _sum(m, terms, name)
         result = Signal(width, name=name, reset_less=True)
-        m.d.sync += result.eq(total)
+        m.d.sync += result.eq(total if sign > 0 else -total)
         return result
 
 

@@ -17,12 +17,12 @@ from amaranth.utils import bits_for
 __all__ = [
     "OutputQueue",
     "StreamFifo",
-    "add_pairs",
     "adder_tree",
     "bit_index",
     "count",
     "delay",
     "delay_value",
+    "increment",
     "register",
     "successor",
     "tree_levels",
@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 _ALWAYS = Const(1, 1)
-_PAIRS_A_CHAIN = 4
 
 
 def _check_depth(depth: int) -> int:
@@ -166,32 +165,33 @@ class StreamFifo(wiring.Component):
     """
 
     def __init__(self, *, shape, depth: int):
-        self._queue = OutputQueue(shape=shape, depth=depth)
+        self._shape = shape
+        self._depth = _check_depth(depth)
         super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
 
     @property
     def shape(self):
         """Shape of the payload."""
-        return self._queue.shape
+        return self._shape
 
     @property
     def depth(self) -> int:
         """Places."""
-        return self._queue.depth
+        return self._depth
 
     @property
     def latency(self) -> int:
         """Cycles from a transfer on ``i`` to the transfer on ``o``."""
-        return self._queue.latency
+        return 1
 
     @property
     def memory_bits(self) -> int:
         """Bits of distributed memory."""
-        return self._queue.memory_bits
+        return self._depth * Shape.cast(self._shape).width
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.queue = queue = self._queue
+        m.submodules.queue = queue = OutputQueue(shape=self._shape, depth=self._depth)
         m.d.comb += [
             self.i.ready.eq(queue.free),
             queue.reserve.eq(self.i.valid & queue.free),
@@ -202,19 +202,28 @@ class StreamFifo(wiring.Component):
         return m
 
 
+def increment(value: Value) -> Value:
+    """``value + 1`` of the same width, without a carry chain, which costs four cells to enter and
+    leave: for counters of up to about six bits.
+    """
+    return Cat(value[index] ^ value[:index].all() for index in range(len(value)))
+
+
 def successor(position: Signal, depth: int) -> Value:
     """Next pointer into a ring of ``depth`` rows."""
     if depth == 1 << len(position):
-        return position + 1
-    return Mux(position == depth - 1, 0, position + 1)
+        return increment(position)
+    return Mux(position == depth - 1, 0, increment(position))
 
 
 def count(m: Module, counter: Signal, *, up: Value, down: Value) -> None:
-    """Count a signed counter up and down; one adder, because both at once change nothing."""
-    step = Signal(signed(2))
-    m.d.comb += step.eq(Mux(up, 1, -1))
+    """Count a small counter up and down; both at once change nothing."""
+    # Downwards a bit changes where all lower bits are zero: where upwards, of the complement.
+    lower = counter ^ (~up).replicate(len(counter))
     with m.If(up ^ down):
-        m.d.sync += counter.eq(counter + step)
+        m.d.sync += counter.eq(
+            Cat(counter[index] ^ lower[:index].all() for index in range(len(counter)))
+        )
 
 
 def wire(m: Module, value: Value, name: str) -> Signal:
@@ -263,38 +272,15 @@ def adder_tree(m: Module, terms: Sequence[Value], name: str) -> Value:
     terms = [Value.cast(term) for term in terms]
     while len(terms) > 1:
         level += 1
-        even = terms[: len(terms) // 2 * 2]
-        sums = add_pairs(m, even[0::2], even[1::2], f"{name}_{level}")
         terms = [
-            register(m, value, f"{name}_{level}_{index}")
-            for index, value in enumerate(sums + terms[len(even) :])
+            register(
+                m,
+                terms[index] + terms[index + 1] if index + 1 < len(terms) else terms[index],
+                f"{name}_{level}_{index // 2}",
+            )
+            for index in range(0, len(terms), 2)
         ]
     return terms[0]
-
-
-def add_pairs(m: Module, left: Sequence[Value], right: Sequence[Value], name: str) -> list[Value]:
-    """Sums of pairs of signed values, several in one adder.
-
-    Each carry chain costs four cells to enter and leave, so that one long adder with a zero bit
-    between its sums is smaller than several short ones, and the added delay is small.
-    """
-    sums: list[Value] = []
-    for start in range(0, len(left), _PAIRS_A_CHAIN):
-        pairs = list(zip(left[start:], right[start:], strict=False))[:_PAIRS_A_CHAIN]
-        width = max((a + b).shape().width for a, b in pairs)
-        parts = []
-        for side in zip(*pairs, strict=True):
-            fields = [Cat(_extend(value, width), Const(0, 1)) for value in side]
-            parts.append(Cat(fields))
-        total = wire(m, (parts[0] + parts[1])[: len(parts[0])], f"{name}_chain_{start}")
-        for index in range(len(pairs)):
-            sums.append(total[index * (width + 1) :][:width].as_signed())
-    return sums
-
-
-def _extend(value: Value, width: int) -> Value:
-    """Bits of a signed value in a larger width."""
-    return Cat(value, value[-1].replicate(width - len(value)))
 
 
 def bit_index(m: Module, value: Value, name: str) -> tuple[Value, Value]:

@@ -13,6 +13,7 @@ from mxhw.arith.pipeline import (
     count,
     delay,
     delay_value,
+    increment,
     register,
     successor,
     tree_levels,
@@ -166,18 +167,16 @@ class Quantizer(wiring.Component):
         select = Value.cast(select)
 
         accept = Signal()
-        last_in = Signal()
         m.d.comb += accept.eq(self.i.valid & self.i.ready)
-        _first_in, last = _beat_counter(m, accept, self._beats, "in")
-        m.d.comb += last_in.eq(last)
-
-        find = self._find_shared if self._shared_exponent else self._find_scale
+        first, last = _beat_counter(m, accept, self._beats, "in")
         # A block waits here with its beats in the storage, so that the queue never overflows.
         m.submodules.blocks = blocks = OutputQueue(
             shape=self._block_shape(), depth=max(2, -(-self._depth // self._beats))
         )
-        stored = self._store(m, beat)
-        find(m, beat, accept, _first_in, last_in, select, blocks, stored)
+        stored = _Storage(self._depth)
+        stored.add(m, "mantissas", beat.mantissas.as_value())
+        find = self._find_shared if self._shared_exponent else self._find_scale
+        find(m, beat, accept, first, last, select, blocks, stored)
 
         # The storage is elastic enough: behind it a short pipeline stops while its output waits.
         advance, issue = Signal(), Signal()
@@ -185,7 +184,7 @@ class Quantizer(wiring.Component):
             advance.eq(~self.o.valid | self.o.ready),
             issue.eq(blocks.o.valid & advance),
         ]
-        _first_out, last_out = _beat_counter(m, issue, self._beats, "out")
+        _first, last_out = _beat_counter(m, issue, self._beats, "out")
         m.d.comb += blocks.o.ready.eq(last_out & advance)
         stored.connect(m, accept, issue)
         m.d.comb += self.i.ready.eq(stored.room)
@@ -223,14 +222,9 @@ class Quantizer(wiring.Component):
             result = Mux(select == index, values[index], result)
         return result
 
-    def _store(self, m: Module, beat) -> "_Storage":
-        stored = _Storage(self._depth)
-        stored.add(m, "mantissas", beat.mantissas.as_value(), self._lanes * self._mantissa_bits)
-        return stored
-
     def _find_scale(self, m, beat, accept, first, last, select, blocks, stored) -> None:
         """Per-lane exponents: a scale for each element, then their maximum."""
-        stored.add(m, "exponents", beat.exponents.as_value(), self._lanes * EXPONENT_BITS)
+        stored.add(m, "exponents", beat.exponents.as_value())
         scales, overflows = [], []
         for lane in range(self._lanes):
             mantissa = beat.mantissas[lane]
@@ -243,7 +237,7 @@ class Quantizer(wiring.Component):
             scale, high = _clamp_scale(top, zero)
             scales.append(register(m, scale, f"scale_{lane}"))
             overflows.append(register(m, high, f"overflow_{lane}"))
-        stored.add_late(m, "overflow", Cat(overflows), self._lanes, 2)
+        stored.add(m, "overflow", Cat(overflows), cycles=2)
         stages = _max_stages(self._lanes)
         for stage in range(stages):
             groups = [scales[index : index + 4] for index in range(0, len(scales), 4)]
@@ -427,14 +421,13 @@ class _Storage:
         self._ports: dict[str, tuple] = {}
         self.room = Signal()
 
-    def add(self, m: Module, name: str, value: Value, width: int) -> None:
-        """Store ``value`` with each beat."""
-        self.add_late(m, name, value, width, 0)
-
-    def add_late(self, m: Module, name: str, value: Value, width: int, cycles: int) -> None:
+    def add(self, m: Module, name: str, value: Value, cycles: int = 0) -> None:
         """Store ``value``, which is known ``cycles`` after the beat."""
         storage = memory.Memory(
-            shape=unsigned(width), depth=self._depth, init=[], attrs={"ram_style": "distributed"}
+            shape=unsigned(len(value)),
+            depth=self._depth,
+            init=[],
+            attrs={"ram_style": "distributed"},
         )
         m.submodules[f"{name}_memory"] = storage
         write = storage.write_port()
@@ -492,7 +485,7 @@ def _beat_counter(m: Module, step: Value, beats: int, name: str) -> tuple[Value,
         return Const(1, 1), Const(1, 1)
     index = Signal(range(beats), name=f"beat_{name}")
     with m.If(step):
-        m.d.sync += index.eq(index + 1)
+        m.d.sync += index.eq(increment(index))
     return index == 0, index == beats - 1
 
 

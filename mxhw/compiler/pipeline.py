@@ -33,7 +33,10 @@ class Step:
     settings : tuple of str
         Fields of :class:`~mxhw.compiler.context.Settings` that the result depends on.
     reads : tuple of str
-        Earlier steps whose files the result depends on.
+        Files of earlier steps that the result depends on.
+    sources : tuple of str
+        Files and folders of the package that the result depends on; by default all. Place and
+        route takes minutes and depends on little, so it is not repeated for an unchanged netlist.
     only_if : str, optional
         A yes-or-no field of the settings without which the step is left out.
     """
@@ -43,6 +46,7 @@ class Step:
     run: Callable[[Context, Path], dict[str, Any]]
     settings: tuple[str, ...]
     reads: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ("",)
     only_if: str | None = None
 
     @property
@@ -53,6 +57,7 @@ class Step:
 
 _DESIGN = ("model", "target", "weight_format", "activation_format")
 _BOARD = (*_DESIGN, "clock_mhz")
+_TOOL_SOURCES = ("boards", "compiler/toolflow.py", "compiler/_tools.py", "compiler/steps.py")
 
 STEPS: list[Step] = [
     Step("plan", "capture, lower, bind and estimate", steps.plan, _DESIGN),
@@ -68,14 +73,13 @@ STEPS: list[Step] = [
         "generate text in the simulated hardware",
         steps.simulate,
         _DESIGN,
-        reads=("golden", "rtl"),
+        reads=("script.json", "logits.npz"),
     ),
     Step(
         "synthesise",
         "map to the device",
         steps.synthesise,
         _BOARD,
-        reads=("rtl",),
         only_if="board",
     ),
     Step(
@@ -83,7 +87,8 @@ STEPS: list[Step] = [
         "place, route and close timing",
         steps.place_and_route,
         _BOARD,
-        reads=("synthesise",),
+        reads=("top.json",),
+        sources=_TOOL_SOURCES,
         only_if="bitstream",
     ),
     Step(
@@ -91,7 +96,8 @@ STEPS: list[Step] = [
         "pack the configuration",
         steps.bitstream,
         _BOARD,
-        reads=("place-and-route",),
+        reads=("top.config",),
+        sources=_TOOL_SOURCES,
         only_if="bitstream",
     ),
 ]
@@ -158,11 +164,10 @@ def run_steps(
             )
         chosen = chosen[: names.index(stop_after) + 1]
     progress.plan([(step.name, step.summary) for step in chosen])
-    sources = source_digest()
     records: dict[str, StepRecord] = {}
     try:
         for step in chosen:
-            records[step.name] = _run_step(step, context, folder, progress, sources)
+            records[step.name] = _run_step(step, context, folder, progress)
     except BaseException as error:
         reason = str(error) if isinstance(error, MxhwError) else type(error).__name__
         _write_report(context, folder, records, f"step {step.name}: {reason}")
@@ -170,13 +175,12 @@ def run_steps(
     return _write_report(context, folder, records, None)
 
 
-def _run_step(
-    step: Step, context: Context, folder: BuildFolder, progress: Progress, sources: str
-) -> StepRecord:
+def _run_step(step: Step, context: Context, folder: BuildFolder, progress: Progress) -> StepRecord:
     """Run one step unless it is valid."""
     settings = {name: getattr(context.settings, name) for name in step.settings}
-    inputs = {name: folder.file_digests(name) for name in step.reads}
-    key = digest_of([step.name, sources, settings, inputs])
+    digests = folder.file_digests()
+    inputs = {name: digests.get(name) for name in step.reads}
+    key = digest_of([step.name, source_digest(step.sources), settings, inputs])
     record = folder.valid(step.name, key)
     if record is not None:
         context.results[step.name] = folder.read_json(step.result)

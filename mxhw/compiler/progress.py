@@ -105,12 +105,12 @@ class LiveProgress(SilentProgress):
     """A table of the steps that redraws itself."""
 
     def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
         self._steps: list[tuple[str, str]] = []
         self._ended: dict[str, tuple[float, bool]] = {}
         self._running: str | None = None
         self._started = 0.0
         self._detail = ""
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
 
     def __enter__(self) -> "LiveProgress":
         self._live.start()

@@ -122,14 +122,14 @@ def rtl(context: Context, out: Path) -> dict[str, Any]:
     Files: ``design.il`` (RTLIL), ``design.v`` (Verilog), ``weights.bin`` and ``weights.json``
     (the weight memory's words, little endian, and where each matrix lies).
     """
-    from amaranth.back.rtlil import convert
+    from amaranth.back import rtlil
 
     from mxhw.sw.packing import pack_words
 
     binding = context.binding
     context.progress.update("RTLIL")
     design = out / "design.il"
-    design.write_text(convert(context.component(), name="mxhw_decoder"), "utf-8")
+    design.write_text(rtlil.convert(context.component(), name="mxhw_decoder"), "utf-8")
     context.progress.update("Verilog")
     _write_verilog(design, out / "design.v")
     context.progress.update("packed weights")

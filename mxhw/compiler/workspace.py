@@ -8,11 +8,12 @@ only a staging folder, which the next build removes.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,16 +43,26 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def source_digest() -> str:
-    """SHA-256 of the package's version and files, so that a changed package reuses nothing."""
+@functools.cache
+def source_digest(parts: tuple[str, ...] = ("",)) -> str:
+    """SHA-256 of the package's version and files, so that a changed package reuses nothing.
+
+    Parameters
+    ----------
+    parts : tuple of str
+        Files and folders of the package to look at; by default all.
+    """
     root = Path(__file__).parents[1]
-    files = [
-        path
-        for path in sorted(root.rglob("*"))
+    files: set[Path] = set()
+    for part in parts:
+        path = root / part
+        files.update([path] if path.is_file() else path.rglob("*"))
+    digests = [
+        (str(path.relative_to(root)), file_digest(path))
+        for path in sorted(files)
         if path.is_file() and "__pycache__" not in path.parts
     ]
-    parts = [(str(path.relative_to(root)), file_digest(path)) for path in files]
-    return digest_of([__version__, parts])
+    return digest_of([__version__, digests])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,15 +195,18 @@ class BuildFolder:
                 return None
         return record
 
-    def file_digests(self, step: str) -> dict[str, str]:
+    def file_digests(self) -> dict[str, str]:
         """SHA-256 of every file that a finished step left, by name."""
-        record = self._records.get(step)
-        return {} if record is None else record.files
+        return {
+            name: digest
+            for record in self._records.values()
+            for name, digest in record.files.items()
+        }
 
-    def files(self) -> list[Path]:
-        """Files of all finished steps, by name, as paths inside the folder."""
-        names = {name for record in self._records.values() for name in record.files}
-        return [Path(name) for name in sorted(names)]
+    def files(self, steps: Iterable[str]) -> list[Path]:
+        """Files that these steps left, as paths inside the folder."""
+        records = [self._records[step] for step in steps if step in self._records]
+        return sorted(Path(name) for record in records for name in record.files)
 
     def forget(self, step: str) -> None:
         """Remove a step's record and the files that it names."""

@@ -1,6 +1,6 @@
 """Fixed point of exact values: what scores and logits are compared in."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -25,18 +25,19 @@ class FixedBeat(data.ArrayLayout):
 def _shift(m: Module, value, select, *, step: int, keep: int):
     """``value >> (select * step)`` in ``keep`` bits, and whether that loses high bits."""
     sign = value[-1]
+    words, losses = [], []
+    for low in range(0, step << len(select), step):
+        kept = value[low : low + keep]
+        high = value[low + keep - 1 :]
+        words.append(Cat(kept, sign.replicate(keep - len(kept))))
+        losses.append((high != sign.replicate(len(high))) if len(high) else Const(0, 1))
+    # Two-way multiplexers, which an LUT's output multiplexers serve; a switch gives a decoder.
+    for bit in select:
+        words = [Mux(bit, one, zero) for zero, one in zip(words[::2], words[1::2], strict=True)]
+        losses = [Mux(bit, one, zero) for zero, one in zip(losses[::2], losses[1::2], strict=True)]
     result = Signal(signed(keep), name=f"shifted_{step}")
     lost = Signal(name=f"lost_{step}")
-    with m.Switch(select):
-        for choice in range(1 << len(select)):
-            low = choice * step
-            with m.Case(choice):
-                kept = value[low : low + keep]
-                high = value[low + keep - 1 :]
-                m.d.comb += [
-                    result.eq(Cat(kept, sign.replicate(keep - len(kept)))),
-                    lost.eq((high != sign.replicate(len(high))) if len(high) else 0),
-                ]
+    m.d.comb += [result.eq(words[0]), lost.eq(losses[0])]
     return result, lost
 
 

@@ -307,7 +307,8 @@ class FrameTransmitter(wiring.Component):
         available = Signal()
 
         identity = Const(int.from_bytes(self._identity, "little"), 8 * len(self._identity))
-        logit = Signal(signed(32))
+        # Unsigned, because CXXRTL 0.64 miscompiles a part select of a signed value.
+        logit = Signal(32)
         m.d.comb += logit.eq(self.i_logits.payload[index[2:4]])
         with m.Switch(message.source):
             with m.Case(MessageSource.LOGITS):

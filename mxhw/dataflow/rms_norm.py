@@ -30,6 +30,7 @@ __all__ = ["RmsNorm"]
 _CODE_BITS = 16
 _EPSILON_BITS = 17
 _FACTOR_BITS = 17
+_DISTRIBUTED_ROWS = 64
 _BLOCK_RAM_WIDTH = 36
 _BLOCK_RAM_DEPTH = 512
 _DSP = DspMultiplier()
@@ -71,7 +72,8 @@ class RmsNorm(wiring.Component):
         If a parameter is not supported.
 
     Timing: :attr:`latency` from a vector's last beat to the first beat of its result,
-    :attr:`interval` from a vector to the next: both passes' beats and 15 cycles for the factor.
+    :attr:`interval` from a vector to the next: both passes' beats and, with four lanes, 12 cycles
+    for the factor (14 if the length is no power of two).
 
     Cost: a DSP slice a lane, another one with weights, one for the root and one for a length that
     is no power of two; the vector and the weights in memory (:meth:`cost`).
@@ -109,6 +111,8 @@ class RmsNorm(wiring.Component):
             raise ValueError(
                 f"Length of a norm must be a multiple of the block size ({size}), not {dim}"
             )
+        if not isinstance(epsilon, int | float):
+            raise TypeError(f"Epsilon of a norm must be a number, not {epsilon!r}")
         if not epsilon > 0:
             raise ValueError(f"Epsilon of a norm must be positive, not {epsilon!r}")
         self._weights = None if weights is None else _check_weights(weights, dim, wide_format)
@@ -204,18 +208,27 @@ class RmsNorm(wiring.Component):
         """Beats of a vector."""
         return self._dim // self._lanes
 
+    @property
+    def _distributed(self) -> bool:
+        """Whether the vector is too short for a block RAM."""
+        return self._words <= _DISTRIBUTED_ROWS
+
     def cost(self) -> dict[str, int]:
-        """DSP slices, bits of memory without the block RAMs, and block RAMs."""
+        """DSP slices, bits of distributed memory and block RAMs of 512 words of 36 bits."""
         divide = self._constants.inverse_mantissa != 1 << VALUE_FRACTION_BITS
         lanes = self._lanes * (1 if self._weights is None else 2)
         beat = Shape.cast(self.i.payload.shape()).width
         queued = Shape.cast(self._quantizer.i.payload.shape()).width
+        memory_bits = queued * queue_depth(self._stages) + self._quantizer.cost()["memory_bits"]
+        block_rams = _block_rams(beat, self._words * self.norms)
+        if self._distributed:
+            memory_bits += beat * self._words
+        else:
+            block_rams += _block_rams(beat, self._words)
         return {
             "multipliers": lanes + 1 + int(divide),
-            "memory_bits": queued * queue_depth(self._stages)
-            + self._quantizer.cost()["memory_bits"],
-            "block_rams": -(-beat // _BLOCK_RAM_WIDTH) * (-(-self._words // _BLOCK_RAM_DEPTH))
-            + -(-beat // _BLOCK_RAM_WIDTH) * -(-self._words * self.norms // _BLOCK_RAM_DEPTH),
+            "memory_bits": memory_bits,
+            "block_rams": block_rams,
         }
 
     def elaborate(self, platform):
@@ -275,7 +288,12 @@ class RmsNorm(wiring.Component):
     def _vector(self, m: Module, index: Value, take: Value):
         """Memory of the vector: written a cycle after the transfer, read with a register."""
         shape = self.i.payload.shape()
-        m.submodules.vector = vector = memory.Memory(shape=shape, depth=self._words, init=[])
+        m.submodules.vector = vector = memory.Memory(
+            shape=shape,
+            depth=self._words,
+            init=[],
+            attrs={"ram_style": "distributed" if self._distributed else "block"},
+        )
         self._write = vector.write_port()
         read = vector.read_port()
         m.d.comb += [
@@ -364,7 +382,10 @@ class RmsNorm(wiring.Component):
         shape = self.i.payload.shape()
         rows = _weight_rows(self._weights, self._lanes)
         m.submodules.weights = weights = memory.Memory(
-            shape=unsigned(Shape.cast(shape).width), depth=len(rows), init=rows
+            shape=unsigned(Shape.cast(shape).width),
+            depth=len(rows),
+            init=rows,
+            attrs={"ram_style": "block"},
         )
         read = weights.read_port()
         # One cycle later than the vector's beat, for one register less.
@@ -374,6 +395,10 @@ class RmsNorm(wiring.Component):
             m.d.sync += address.eq(Mux(address == len(rows) - 1, 0, address + 1))
         m.d.comb += read.addr.eq(address)
         return data.View(shape, register(m, read.data, "weight"))
+
+
+def _block_rams(width: int, depth: int) -> int:
+    return -(-width // _BLOCK_RAM_WIDTH) * -(-depth // _BLOCK_RAM_DEPTH)
 
 
 def _check_weights(

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mxhw.errors import UserError
+from mxhw.models.bundled import BundledModel, load_from
 from mxhw.models.evaluate import read_stories, score, split_count
 from mxhw.models.llama import Attention, CausalAttention, Llama, LlamaConfig
 from mxhw.models.tokenizer import EOS, Tokenizer, train_tokenizer
@@ -228,8 +229,9 @@ def train(
     stories: Sequence[np.ndarray],
     report: Callable[[int, float, Llama, Recipe], None] | None = None,
     seconds: float = math.inf,
+    start: Llama | None = None,
 ) -> tuple[Llama, Recipe]:
-    """Train a model from scratch.
+    """Train a model.
 
     Parameters
     ----------
@@ -244,6 +246,8 @@ def train(
         the recipe.
     seconds : float
         Time to aim at: when the share before the decay has passed, the decay begins.
+    start : Llama, optional
+        Model of the same shape whose weights to begin with, instead of random ones.
 
     Returns
     -------
@@ -261,6 +265,8 @@ def train(
     torch.manual_seed(recipe.seed)
     model = Llama(config)
     initialize(model)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     matrices = [value for value in model.blocks.parameters() if value.ndim == 2]
     tables = [model.embedding.weight]
     if not config.tied:
@@ -379,6 +385,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE:COUNT",
         help="keep the first stories of a text for validation; never train on them",
     )
+    parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="DIR",
+        help="continue from the weights, shape and tokenizer of an earlier run",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--name", default="llama", help="name of the model")
     parser.add_argument(
@@ -443,6 +455,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             if field.type != "bool"
         }
     )
+    start = None
+    if options.start is not None:
+        start, tokenizer, config = load_from(BundledModel(options.name, "", options.start))
     held_out: list[str] = []
     if options.held_out:
         path, count = split_count(options.held_out)
@@ -460,7 +475,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             if left < 0:
                 break
             sample.append(story)
-    tokenizer = train_tokenizer(sample, config.vocabulary_size)
+    if start is None:
+        tokenizer = train_tokenizer(sample, config.vocabulary_size)
     encoded: list[np.ndarray] = []
     for repeat, stories in texts:
         encoded += [_encode(tokenizer, story) for story in stories] * repeat
@@ -494,7 +510,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
                     line += f", validation {result.bits_per_byte:.4f} bits/byte"
                 console.print(line)
 
-        model, recipe = train(config, recipe, encoded, report, options.minutes * 60)
+        model, recipe = train(config, recipe, encoded, report, options.minutes * 60, start)
 
     extra: dict[str, object] = {"recipe": dataclasses.asdict(recipe)}
     if held_out:

@@ -49,7 +49,7 @@ def stand(monkeypatch, tmp_path):
         def call(context, out):
             return run(context, out, name)
 
-        return Step(name, name, call, ("model",), (), only_if)
+        return Step(name, name, call, ("model",), only_if=only_if)
 
     steps = [step(s.name, s.only_if) for s in pipeline.STEPS]
     monkeypatch.setattr(pipeline, "STEPS", steps)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import mxhw
 from mxhw.compiler.context import Context, Settings
 from mxhw.compiler.pipeline import STEPS, Step, find_step, run_steps
 from mxhw.compiler.progress import SilentProgress
@@ -32,8 +33,8 @@ class Stand:
         self.content = "first"
         self.steps = [
             self.step("plan", ("model",)),
-            self.step("golden", ("model", "prompt"), ("plan",)),
-            self.step("bitstream", ("model",), ("golden",), "board"),
+            self.step("golden", ("model", "prompt"), ("plan.txt",)),
+            self.step("bitstream", ("model",), ("golden.txt",), "board"),
         ]
 
     def step(self, name, settings, reads=(), only_if=None):
@@ -45,7 +46,7 @@ class Stand:
                 raise self.errors[name]
             return {"name": name, "seen": sorted(context.results)}
 
-        return Step(name, f"what {name} does", run, settings, reads, only_if)
+        return Step(name, f"what {name} does", run, settings, reads, only_if=only_if)
 
     def build(self, stop_after=None, **settings):
         self.runs.clear()
@@ -60,7 +61,7 @@ class Stand:
 
 @pytest.fixture
 def stand(tmp_path, monkeypatch):
-    monkeypatch.setattr("mxhw.compiler.pipeline.source_digest", lambda: "sources")
+    monkeypatch.setattr("mxhw.compiler.pipeline.source_digest", lambda parts: "sources")
     return Stand(tmp_path / "out")
 
 
@@ -76,9 +77,14 @@ def test_steps_of_the_build():
     ]
     names = {field for step in STEPS for field in step.settings}
     assert names <= set(Settings.__dataclass_fields__)
-    for number, step in enumerate(STEPS):
+    page = Path(__file__).parents[2] / "docs" / "getting-started.md"
+    documented = page.read_text("utf-8")
+    package = Path(mxhw.__file__).parent
+    for step in STEPS:
         assert step.summary
-        assert set(step.reads) <= {earlier.name for earlier in STEPS[:number]}
+        assert f"| `{step.name}` |" in documented
+        assert [name for name in step.reads if f"`{name}`" not in documented] == []
+        assert [name for name in step.sources if not (package / name).exists()] == []
 
 
 def test_steps_run_in_order_and_leave_files(stand):
@@ -123,7 +129,7 @@ def test_changed_files_of_a_step_rerun_what_reads_them(stand):
 
 def test_a_changed_package_reruns_everything(stand, monkeypatch):
     stand.build()
-    monkeypatch.setattr("mxhw.compiler.pipeline.source_digest", lambda: "changed")
+    monkeypatch.setattr("mxhw.compiler.pipeline.source_digest", lambda parts: "changed")
     stand.build()
     assert stand.runs == ["plan", "golden", "bitstream"]
 
@@ -149,7 +155,7 @@ def test_stopping_after_a_board_step_needs_a_board(stand):
 
 
 def test_steps_that_only_a_vendor_has_tools_for(stand):
-    stand.steps[2] = stand.step("bitstream", ("model",), ("golden",), "bitstream")
+    stand.steps[2] = stand.step("bitstream", ("model",), ("golden.txt",), "bitstream")
     stand.build()
     assert stand.runs == ["plan", "golden"]
     with pytest.raises(

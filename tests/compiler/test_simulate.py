@@ -152,7 +152,7 @@ def test_hardware_that_agrees(script):
     assert seen == list(range(1, 11))
     assert hardware.seen[:3] == [(1, 0, 0, 0), (1, 1, 1, 1), (2, 2, 1, 0)]
     # Steps with logits are left out of the figures of speed.
-    assert result.cycles_by_position == {p: 100 for p in (2, 3, 4, 5, 6, 7, 9)}
+    assert result.cycles_by_position == dict.fromkeys((2, 3, 4, 5, 6, 7, 9), 100)
     assert result.cycles == hardware.cycles
 
 

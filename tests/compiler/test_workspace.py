@@ -90,7 +90,7 @@ def test_a_finished_step_is_valid_in_the_next_build(folder):
     folder.close()
     with BuildFolder(folder.path) as again:
         assert again.valid("one", "key") == record
-        assert again.files() == [Path("a.txt"), Path("sub/b.txt")]
+        assert again.files(["one", "two"]) == [Path("a.txt"), Path("sub/b.txt")]
 
 
 @pytest.mark.parametrize("change", ["edit", "delete", "key", "step"])
@@ -167,4 +167,9 @@ def test_json_files(folder):
 def test_digests_depend_on_the_value_and_not_on_its_order():
     assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
     assert digest_of([1, 2]) != digest_of([2, 1])
-    assert source_digest() == source_digest()
+
+
+def test_digests_of_the_package():
+    whole = source_digest()
+    parts = source_digest(("boards", "formats.py"))
+    assert len({whole, parts, source_digest(("formats.py",))}) == 3

@@ -79,13 +79,14 @@ def test_silu_under_stalls():
     gate, _ = operands(14)
     want = flat(beats(silu(gate, NARROW), 4))
     unit = Silu(wide_format=WIDE, format=NARROW)
-    check_stream(unit, {"i": flat(beats(gate, 4))}, {"o": want})
+    stalls = [(1.0, 1.0), (0.6, 0.6)]
+    check_stream(unit, {"i": flat(beats(gate, 4))}, {"o": want}, stalls=stalls)
 
 
 @pytest.mark.parametrize(
     ("wide", "narrow", "lanes_in", "lanes", "lanes_out"),
     [
-        ("mxint16", "mxint16", 2, 2, 2),
+        ("mxint16_b16", "mxint16_b16", 2, 2, 2),
         ("mxint12_b16", "mxint4_b16", 4, 2, 8),
         ("mxint8", "mxint6", 1, 1, 1),
         ("mxint16_b8", "mxint8_b8", 8, 4, 4),

@@ -131,7 +131,7 @@ def test_weights_suit_shared_scales(llama):
         if value.ndim == 2:
             rows = value.unflatten(1, (-1, 32))
             ratio = rows.abs().amax(-1) / rows.square().mean(-1).sqrt()
-            assert ratio.max() < 5.66, name
+            assert ratio.max() < 4.5, name  # at most sqrt(32)
             assert ratio.median() < 3, name
             assert value.abs().max() < 20 * value.std(), name
 
@@ -336,6 +336,16 @@ def test_training_is_reproducible(tmp_path, capsys):
     assert "bits/byte" in capsys.readouterr().err
 
 
+def test_training_continues(tmp_path):
+    first = run(tmp_path, "first")
+    second = run(tmp_path, "second", "--start", str(first), "--matrix-rate", "1e-9",
+                 "--vector-rate", "1e-9")  # fmt: skip
+    ours, theirs = (load_file(folder / "llama.safetensors") for folder in (first, second))
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=0, atol=1e-6)
+    assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
+
+
 def test_training_learns():
     config = LlamaConfig(vocabulary_size=16, dim=32, hidden=32, layers=1, context=16)
     losses = []
@@ -460,7 +470,7 @@ def test_held_out_stories_are_never_packed(tmp_path, monkeypatch):
     monkeypatch.setattr(
         train,
         "train",
-        lambda config, recipe, texts, report, seconds: (
+        lambda config, recipe, texts, *_: (
             seen.extend(texts),
             (train.Llama(config), recipe),
         )[1],
