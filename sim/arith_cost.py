@@ -142,7 +142,7 @@ def route(folder: Path, target_mhz: float) -> tuple[dict[str, int], float]:
         check=False,
     )
     if result.returncode:
-        raise RuntimeError(f"Place and route failed:\n{result.stderr[-2000:]}")
+        raise RuntimeError(f"nextpnr failed ({result.returncode}):\n{result.stderr[-2000:]}")
     report = json.loads((folder / "report.json").read_text())
     used = {name: entry["used"] for name, entry in report["utilization"].items()}
     clocks = [entry["achieved"] for entry in report["fmax"].values()]

@@ -1,0 +1,32 @@
+"""Arithmetic on MX blocks: products, aligned sums, rounding, and the shapes of payloads."""
+
+from mxhw.arith.accumulate import Accumulator, AlignedSum, accumulator_bits
+from mxhw.arith.decode import MAX_SIGNIFICAND_BITS, check_decodable, decode
+from mxhw.arith.dot import BlockDot, DotTree, product_bits, unit_exponent
+from mxhw.arith.multiply import DspMultiplier, LutMultiplier
+from mxhw.arith.pipeline import OutputQueue, StreamFifo
+from mxhw.arith.quantize import Quantizer
+from mxhw.arith.shapes import EXPONENT_BITS, BlockBeat, BlockWord, SharedBeat, WideBeat
+
+__all__ = [
+    "EXPONENT_BITS",
+    "MAX_SIGNIFICAND_BITS",
+    "Accumulator",
+    "AlignedSum",
+    "BlockBeat",
+    "BlockDot",
+    "BlockWord",
+    "DotTree",
+    "DspMultiplier",
+    "LutMultiplier",
+    "OutputQueue",
+    "Quantizer",
+    "SharedBeat",
+    "StreamFifo",
+    "WideBeat",
+    "accumulator_bits",
+    "check_decodable",
+    "decode",
+    "product_bits",
+    "unit_exponent",
+]

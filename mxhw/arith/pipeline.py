@@ -17,6 +17,7 @@ from amaranth.utils import bits_for
 __all__ = [
     "OutputQueue",
     "StreamFifo",
+    "add_pairs",
     "adder_tree",
     "bit_index",
     "count",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _ALWAYS = Const(1, 1)
+_PAIRS_A_CHAIN = 4
 
 
 def _check_depth(depth: int) -> int:
@@ -267,20 +269,52 @@ def tree_levels(leaves: int) -> int:
 
 
 def adder_tree(m: Module, terms: Sequence[Value], name: str) -> Value:
-    """Sum of the terms, with a register after each of the ``tree_levels(len(terms))`` levels."""
+    """Sum of signed terms, with a register after each of the ``tree_levels(len(terms))`` levels."""
     level = 0
     terms = [Value.cast(term) for term in terms]
     while len(terms) > 1:
         level += 1
+        even = terms[: len(terms) // 2 * 2]
+        sums = add_pairs(m, even[0::2], even[1::2], f"{name}_{level}")
         terms = [
-            register(
-                m,
-                terms[index] + terms[index + 1] if index + 1 < len(terms) else terms[index],
-                f"{name}_{level}_{index // 2}",
-            )
-            for index in range(0, len(terms), 2)
+            register(m, value, f"{name}_{level}_{index}")
+            for index, value in enumerate(sums + terms[len(even) :])
         ]
     return terms[0]
+
+
+def add_pairs(m: Module, left: Sequence[Value], right: Sequence[Value], name: str) -> list[Value]:
+    """Sums of pairs of signed values, several in one adder.
+
+    A carry chain costs four cells to enter and leave on some devices, so that one long adder is
+    smaller than several short ones; the longer carry is well below an adder tree's cycle.
+    """
+    sums: list[Value] = []
+    for start in range(0, len(left), _PAIRS_A_CHAIN):
+        pairs = list(zip(left[start:], right[start:], strict=False))[:_PAIRS_A_CHAIN]
+        width = max(len(value) for pair in pairs for value in pair) + 1
+        sides: tuple[list[Value], list[Value]] = ([], [])
+        for index, (a, b) in enumerate(pairs):
+            a, b = _extend(a, width), _extend(b, width)
+            if index:
+                # Between two sums stands a bit that is the same on both sides: whatever comes from
+                # below, it carries that bit, here the lowest of the next sum's second operand.
+                # (Synthesis would cut the adder at a constant.)
+                sides[0].append(b[0])
+                sides[1].append(b[0])
+                b = Cat(Const(0, 1), b[1:])
+            sides[0].append(a)
+            sides[1].append(b)
+        both = [Cat(side) for side in sides]
+        total = wire(m, (both[0] + both[1])[: len(both[0])], f"{name}_chain_{start}")
+        for index in range(len(pairs)):
+            sums.append(total[index * (width + 1) :][:width].as_signed())
+    return sums
+
+
+def _extend(value: Value, width: int) -> Value:
+    """Bits of a signed value in a larger width."""
+    return Cat(value, value[-1].replicate(width - len(value)))
 
 
 def bit_index(m: Module, value: Value, name: str) -> tuple[Value, Value]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mxhw.boards.catalog import Board, Resources
     from mxhw.compiler.binding import FoldedBinding
+    from mxhw.compiler.estimate import Estimate
     from mxhw.models.llama import Llama, LlamaConfig
     from mxhw.models.tokenizer import Tokenizer
 
@@ -208,19 +209,29 @@ class Context:
         return lower(LlamaDecode(self.model), self.options)
 
     @functools.cached_property
-    def binding(self) -> "FoldedBinding":
-        """The decode step bound to units."""
-        from mxhw.compiler.binding import bind
+    def _fitted(self) -> "Estimate":
+        from mxhw.compiler.estimate import fit
 
-        return bind(self.decode, self.options)
+        capacity = self.board.capacity
+        return fit(
+            self.decode,
+            self.options,
+            multipliers=capacity.multipliers,
+            luts=capacity.luts,
+            block_rams=capacity.block_rams,
+        )
+
+    @property
+    def binding(self) -> "FoldedBinding":
+        """The decode step bound to units, as many rows as the board's device holds."""
+        return self._fitted.binding
 
     @functools.cached_property
     def estimate(self) -> "tuple[Resources, int]":
         """Resources that the design will take, and cycles of a token at :data:`REPORT_CONTEXT`."""
         from mxhw.boards.catalog import Resources
-        from mxhw.compiler.estimate import estimate
 
-        figures = estimate(self.binding)
+        figures = self._fitted
         needed = {name: figures.resources[key] for key, name in _RESOURCE_FIELDS.items()}
         return Resources(**needed), figures.cycles_per_token(REPORT_CONTEXT)
 

@@ -191,7 +191,9 @@ def simulate(context: Context, out: Path) -> dict[str, Any]:
     script = Script.from_dict(content, logits)
     component = context.component()
     step_shape = component.i_step.payload.shape()
-    with make_engine(component, "cxxrtl", on_progress=progress.update) as engine:
+    with make_engine(
+        component, "cxxrtl", on_progress=progress.update, inner_signals=False
+    ) as engine:
         result = replay(
             engine,
             step_shape,

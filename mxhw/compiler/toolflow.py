@@ -53,6 +53,10 @@ __all__ = [
 TOP = "top"
 """Name of the top level, which names the files."""
 
+PREPARE_SCRIPT = "hierarchy -top top\nproc\nflatten\nopt_clean -purge"
+"""What Yosys does before synthesis: the names of unread fields (``payload[0]``) collide with those
+that technology mapping gives to single bits, and end it."""
+
 PLACE_AND_ROUTE_OPTIONS = ("--placer", "heap", "--router", "router2")
 """Options that were found to be the fastest."""
 
@@ -91,6 +95,7 @@ def make_plan(top: Any, board: Board, **overrides: Any) -> Any:
         Overrides of the platform, such as ``synth_opts``.
     """
     platform = create_platform(board)
+    overrides = {"script_after_read": PREPARE_SCRIPT, **overrides}
     return platform.build(top, name=TOP, do_build=False, emit_src=False, **overrides)
 
 

@@ -76,7 +76,7 @@ def _version(compiler: tuple[str, ...]) -> str:
     return result.stdout
 
 
-def _digest(rtlil: str, compiler: list[str]) -> str:
+def _digest(rtlil: str, compiler: list[str], level: int) -> str:
     digest = hashlib.sha256()
     translation = [Path(module.__file__ or "") for module in (_split, _translate)]
     for part in (
@@ -85,6 +85,7 @@ def _digest(rtlil: str, compiler: list[str]) -> str:
         *compiler,
         _version(tuple(compiler)),
         *FLAGS,
+        str(level),
         _yosys_version(),
     ):
         digest.update(part.encode())
@@ -106,6 +107,8 @@ def build_library(
     rtlil: str,
     build_dir: str | os.PathLike[str] | None = None,
     on_progress: Callable[[str], None] | None = None,
+    *,
+    inner_signals: bool = True,
 ) -> Path:
     """Build the simulator of a design and return its shared library.
 
@@ -119,6 +122,8 @@ def build_library(
         Folder of the results; by default a private cache folder of the user.
     on_progress : callable, optional
         Called with a line of text before each slow step.
+    inner_signals : bool
+        Keep inner signals reachable by name; costs most of the compiler's time in a large design.
 
     Raises
     ------
@@ -132,7 +137,8 @@ def build_library(
     include = runtime_include()
     folder = Path(build_dir) if build_dir is not None else default_build_dir()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    key = _digest(rtlil, compiler)
+    level = _translate.INNER_LEVEL if inner_signals else _translate.STATE_LEVEL
+    key = _digest(rtlil, compiler, level)
     library = folder / f"{key}.so"
     if library.exists():
         return library
@@ -140,7 +146,7 @@ def build_library(
         source = Path(work, "design.il")
         source.write_text(rtlil)
         progress("Translating the design to C++ (Yosys)")
-        command = [sys.executable, "-m", "mxhw.cosim._translate", source.name, "design.cc"]
+        command = [sys.executable, "-m", "mxhw.cosim._translate", source.name, "design.cc", str(level)]
         _call(command, work, "Yosys could not translate the design to C++")
         units = _split.split(Path(work, "design.cc").read_text(), _DRIVER.read_text())
         jobs = os.cpu_count() or 1

@@ -109,12 +109,15 @@ class CxxrtlEngine(Engine):
         *,
         build_dir: str | PathLike[str] | None = None,
         on_progress: Callable[[str], None] | None = None,
+        inner_signals: bool = True,
     ) -> None:
         self.design = design
         self._native = None
         progress = on_progress or (lambda text: None)
         progress("Converting the design to RTLIL")
-        library = build_library(emit_rtlil(design), build_dir, progress)
+        library = build_library(
+            emit_rtlil(design), build_dir, progress, inner_signals=inner_signals
+        )
         self._library = _load(library)
         self._native = self._library.mxhw_create()
         for name, memory in design.memories.items():

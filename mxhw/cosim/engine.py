@@ -462,6 +462,7 @@ def make_engine(
     probes: Iterable[str] = (),
     build_dir: str | PathLike[str] | None = None,
     on_progress: Callable[[str], None] | None = None,
+    inner_signals: bool = True,
 ) -> Engine:
     """Elaborate ``component`` and start a simulation of it.
 
@@ -477,6 +478,10 @@ def make_engine(
         Folder for the built simulators; by default a private cache folder of the user.
     on_progress : callable, optional
         Called with a line of text before each slow step.
+    inner_signals : bool
+        Whether inner signals can be peeked, probed without being named in ``probes``, and seen in
+        a waveform. Without them the native code of a large design is built in less than half the
+        time.
 
     Raises
     ------

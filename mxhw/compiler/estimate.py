@@ -1,0 +1,233 @@
+"""Resources and cycles of a folded design before any tool runs.
+
+The cost of a unit is a formula of its parameters. The coefficients were fitted to the units as
+yosys 0.64 maps them to an ECP5 (``synth_ecp5`` with abc9), counted as nextpnr counts: a carry
+cell takes two lookup tables, a cell of distributed memory six. Memories are counted in blocks, not
+in bits. Cycles come from :mod:`mxhw.compiler.schedule`.
+"""
+
+import dataclasses
+
+from torch import fx
+
+from mxhw.compiler.binding import FoldedBinding, bind
+from mxhw.compiler.elaborate import elaborate
+from mxhw.compiler.passes import LoweringOptions
+from mxhw.compiler.schedule import schedule_token
+from mxhw.dataflow.key_cache import column_cost
+from mxhw.errors import UserError
+from mxhw.formats import SCALE_BITS
+
+__all__ = ["ROW_CHOICES", "Estimate", "UnitCost", "estimate", "fit"]
+
+ROW_CHOICES = (8, 4, 2)
+"""Rows of an engine that :func:`fit` tries, largest first."""
+
+_LINK = 60
+_HOST = (1150, 740, 1)
+_BLOCK_RAM_SHAPES = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitCost:
+    """Predicted cost of one unit.
+
+    Members
+    -------
+    lut, ff, dsp, block_ram : int
+    """
+
+    lut: float = 0
+    ff: float = 0
+    dsp: int = 0
+    block_ram: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Prediction for a binding.
+
+    Members
+    -------
+    units : dict of str to UnitCost
+    binding : FoldedBinding
+    """
+
+    units: dict[str, UnitCost]
+    binding: FoldedBinding
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """Sums over all units: ``lut``, ``ff``, ``dsp`` and ``block_ram``."""
+        return {
+            name: round(sum(getattr(unit, name) for unit in self.units.values()))
+            for name in ("lut", "ff", "dsp", "block_ram")
+        }
+
+    def cycles_per_token(self, context: int) -> int:
+        """Cycles of a sampled token that sees ``context`` positions."""
+        return schedule_token(elaborate(self.binding), context - 1).cycles
+
+    def multiplier_utilisation(self, context: int, cycles: int | None = None) -> float:
+        """Useful multiplications of a token over multipliers times cycles."""
+        cycles = self.cycles_per_token(context) if cycles is None else cycles
+        return self.binding.useful_macs(context) / (self.binding.multipliers * cycles)
+
+
+def _block_rams(width: int, depth: int) -> int:
+    return min(-(-width // wide) * -(-depth // deep) for wide, deep in _BLOCK_RAM_SHAPES)
+
+
+def _queue(bits: int, depth: int) -> UnitCost:
+    """A queue in distributed memory of 16 rows by 4 bits a cell."""
+    cells = -(-bits // 4) * -(-depth // 16)
+    deep = bits if depth > 16 else 0
+    return UnitCost(lut=23 + 6 * cells + 2 * deep, ff=12)
+
+
+def _lanes_part(lut: float, ff: float, lanes: int, fixed: float = 0.35) -> tuple[float, float]:
+    """A unit measured with four lanes: a part is there once, the rest a lane."""
+    scale = fixed + (1 - fixed) * lanes / 4
+    return lut * scale, ff * scale
+
+
+def _engine(b: FoldedBinding) -> UnitCost:
+    rows, size = b.shape.rows, b.shape.block_size
+    product = b.activation_format.element.bits + b.engine_format.element.bits
+    level_bits = 0.0
+    adders, width = size // 2, product
+    while adders:
+        level_bits += adders * (width + 1)
+        adders, width = adders // 2, width + 1
+    mantissa = width + 8 + 3
+    lut = rows * (level_bits * 1.09 + mantissa * 13.5) + 12 * size
+    ff = rows * (size * (product + b.engine_format.element.bits) + level_bits * 1.03 + 235) + 200
+    slices = 1 if product <= 36 and b.engine_format.element.bits <= 18 else 4
+    slots = size * b.activation_format.element.bits / 4 * 6
+    return UnitCost(lut + slots, ff, rows * size * slices)
+
+
+def _weights(b: FoldedBinding) -> UnitCost:
+    bits = b.shape.rows * b.weight_format.block_bits
+    return UnitCost(60, bits + 5, 0, _block_rams(bits, len(b.words)))
+
+
+def _word_decoder(b: FoldedBinding) -> UnitCost:
+    element = b.weight_format.element
+    size = b.shape.block_size * b.shape.rows
+    gates = 0 if element.is_integer else element.significand_bits * 1.5
+    return UnitCost(size * gates)
+
+
+def _caches(b: FoldedBinding) -> dict[str, UnitCost]:
+    shape = b.shape
+    bits = b.activation_format.element.bits
+    word = shape.rows * b.activation_format.block_bits
+    words = shape.layers * shape.kv_heads * shape.context
+    columns = [bits] * shape.block_size
+    key = column_cost(depth=words // shape.rows, rows=shape.rows, widths=[*columns, SCALE_BITS])
+    positions = shape.layers * shape.kv_heads * -(-shape.context // shape.block_size)
+    value = column_cost(depth=positions * shape.value_groups, rows=shape.rows, widths=columns)
+    scales = _block_rams(shape.rows * 9, -(-words // shape.rows))
+    return {
+        "keys": UnitCost(107, word + 31, 0, key["block_rams"]),
+        "values": UnitCost(218, word + 140, 0, value["block_rams"] + scales),
+    }
+
+
+def _pointwise(b: FoldedBinding) -> dict[str, UnitCost]:
+    shape = b.shape
+    lanes = shape.lanes
+    word = shape.rows * b.engine_format.block_bits
+    dim_is_power = b.dim & (b.dim - 1) == 0
+    norm_words = len(b.norm_weights) * b.dim // lanes
+    rope_words = shape.context * b.head_size // 2
+    softmax_scale = 0.3 + 0.7 * b.softmax_lanes / 2
+    return {
+        "embedding": UnitCost(635 + word, *_lanes_part(0, 513, lanes)[1:]),
+        "residual": UnitCost(*_lanes_part(2267, 783, lanes)),
+        "norm": UnitCost(
+            *_lanes_part(2893, 1376, lanes),
+            2 * lanes + (1 if dim_is_power else 2),
+            _block_rams(lanes * b.wide_format.element.bits, norm_words) // 2 + 1,
+        ),
+        "rope": UnitCost(*_lanes_part(1046, 513, lanes), 4, _block_rams(32, rope_words)),
+        "softmax": UnitCost(
+            2281 * softmax_scale, 1298 * softmax_scale, 0, _block_rams(24 * lanes, shape.context)
+        ),
+        "attention": UnitCost(*_lanes_part(1363, 555, lanes), 3),
+        "gated": UnitCost(2096 * b.gated_lanes, 1290 * b.gated_lanes, 4 * b.gated_lanes),
+        "quantizer": UnitCost(*_lanes_part(1715, 521, lanes, 0.1)),
+        "to_fixed": UnitCost(258 * lanes, 120 * lanes),
+        "argmax": UnitCost(*_lanes_part(250, 119, lanes)),
+    }
+
+
+def _control(b: FoldedBinding) -> dict[str, UnitCost]:
+    shape = b.shape
+    word = shape.rows * b.engine_format.block_bits
+    beat = shape.lanes * b.activation_format.element.bits + SCALE_BITS
+    head = _queue(beat, max(b.heads * b.head_size // shape.lanes, 2))
+    queues = 14
+    return {
+        "sequencer": UnitCost(253, 136, 1),
+        "weight_select": UnitCost(2.03 * word, 13),
+        "routes": UnitCost(385, 65),
+        "operands": _queue(beat, shape.max_blocks * shape.beats_per_block),
+        "queries": head,
+        "attended": head,
+        "commands": UnitCost(queues * 36, queues * 9),
+        "host": UnitCost(*_HOST[:2], 0, _HOST[2]),
+        "link": UnitCost(_LINK, 96),
+    }
+
+
+def estimate(binding: FoldedBinding) -> Estimate:
+    """Predict resources and cycles of a binding with its host link.
+
+    Resources are in ECP5 units. Needs no tools.
+    """
+    units = {
+        "engine": _engine(binding),
+        "weights": _weights(binding),
+        "word_decoder": _word_decoder(binding),
+        **_caches(binding),
+        **_pointwise(binding),
+        **_control(binding),
+    }
+    return Estimate(units, binding)
+
+
+def fit(
+    lowered: fx.GraphModule,
+    options: LoweringOptions,
+    *,
+    multipliers: int,
+    luts: int,
+    block_rams: int,
+) -> Estimate:
+    """The widest binding that a device holds, or the narrowest if none does.
+
+    Parameters
+    ----------
+    lowered : torch.fx.GraphModule
+    options : LoweringOptions
+    multipliers, luts, block_rams : int
+        Capacity of the device. Nine tenths of the lookup tables are used at most, since the
+        rest cannot be routed.
+    """
+    result: Estimate | None = None
+    reason: UserError | None = None
+    for rows in ROW_CHOICES:
+        try:
+            result = estimate(bind(lowered, options, rows=rows))
+        except UserError as error:
+            reason = error
+            continue
+        needs = result.resources
+        fits = needs["dsp"] <= multipliers and needs["block_ram"] <= block_rams
+        if fits and needs["lut"] <= 0.9 * luts:
+            return result
+    if result is None:
+        raise reason or UserError("Model cannot be bound")
+    return result
