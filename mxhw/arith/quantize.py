@@ -29,6 +29,7 @@ _ROWS = 16
 _SPARE_BEATS = 8
 """Beats that may arrive while a block's scale is found."""
 _MAX_MANTISSA_BITS = 48
+_SIGN = 1 << (SCALE_BITS - 1)
 _COARSE_STEP = 4
 """Smallest step of the first of the two shift stages."""
 
@@ -194,11 +195,12 @@ class Quantizer(wiring.Component):
     # What is known of a block when its last beat has arrived.
 
     def _block_shape(self) -> data.StructLayout:
-        members = {"scale": unsigned(SCALE_BITS)}
+        """The exponent of the scale, and what the shift amounts follow from."""
+        members = {}
         if len(self._formats) > 1:
             members["select"] = range(len(self._formats))
         if self._shared_exponent:
-            members["amount"] = unsigned(self._amount_bits)
+            members |= {"exponent": signed(SCALE_BITS), "amount": unsigned(self._amount_bits)}
         else:
             members["base"] = signed(SCALE_BITS + 1)
         return data.StructLayout(members)
@@ -235,7 +237,8 @@ class Quantizer(wiring.Component):
             exponent = register(m, beat.exponents[lane], f"exponent_{lane}")
             top = wire(m, _add_carry(exponent, top_index, carry), f"highest_{lane}")
             scale, high = _clamp_scale(top, zero)
-            scales.append(register(m, scale, f"scale_{lane}"))
+            # With the sign turned round the order is that of unsigned values.
+            scales.append(register(m, scale ^ _SIGN, f"scale_{lane}"))
             overflows.append(register(m, high, f"overflow_{lane}"))
         stored.add(m, "overflow", Cat(overflows), cycles=2)
         stages = _max_stages(self._lanes)
@@ -252,14 +255,15 @@ class Quantizer(wiring.Component):
         select = delay_value(m, select, cycles, "select")
         highest = _maximum(m, scales)
         if self._beats > 1:
-            running = Signal.like(highest, reset_less=True)
-            highest = wire(m, Mux(~first & (running > highest), running, highest), "highest")
+            running = Signal(SCALE_BITS, reset_less=True)
+            previous = Mux(first, 0, running)
+            highest = _maximum(m, [highest, previous])
             with m.If(valid):
                 m.d.sync += running.eq(highest)
+        exponent = (highest ^ _SIGN).as_signed()
         m.d.comb += [
             blocks.i.valid.eq(valid & last),
-            blocks.i.payload.scale.eq(highest + SCALE_BIAS),
-            blocks.i.payload.base.eq(highest + self._offset(select)),
+            blocks.i.payload.base.eq(exponent + self._offset(select)),
         ]
         if len(self._formats) > 1:
             m.d.comb += blocks.i.payload.select.eq(select)
@@ -275,21 +279,25 @@ class Quantizer(wiring.Component):
         with m.If(accept):
             m.d.sync += union.eq(bits)
         done = delay(m, accept & last, 2, "done")
-        select = delay_value(m, select, 2, "select")
-        exponent = delay_value(m, beat.exponent, 2, "exponent")
+        select = register(m, select, "select_1")
+        exponent = register(m, beat.exponent, "exponent_1")
         index, some = bit_index(m, union, "highest")
         index = register(m, index, "index")
         zero = register(m, ~some, "zero")
-        top = wire(m, exponent + index, "highest")
+        # The shift follows from the highest bit alone unless the scale is clamped; which end it can
+        # be clamped at shows in the exponent's sign.
+        offset = wire(m, self._offset(select) + 1, "offset")
+        plain = register(m, offset, "offset_2")
+        limit = wire(m, offset + Mux(exponent[-1], -SCALE_BIAS, SCALE_BIAS), "limit")
+        clamped = _clamp_amount(m, limit - exponent, self._amount_bits)
+        clamped = register(m, clamped, "clamped")
+        select = register(m, select, "select_2")
+        top = wire(m, register(m, exponent, "exponent_2") + index, "highest")
         scale, high = _clamp_scale(top, zero)
-        low = wire(m, _is_low(top), "low")
-        # The shift follows from the highest bit alone unless the scale was clamped.
-        offset = self._offset(select) + 1
-        clamped = Mux(low, offset - SCALE_BIAS, offset + SCALE_BIAS) - exponent
-        amount = Mux(low | high, _clamp_amount(m, clamped, self._amount_bits), index + offset)
+        amount = Mux(_is_low(top) | high, clamped, index + plain)
         m.d.comb += [
             blocks.i.valid.eq(done),
-            blocks.i.payload.scale.eq(scale + SCALE_BIAS),
+            blocks.i.payload.exponent.eq(scale),
             blocks.i.payload.amount.eq(amount),
         ]
         if len(self._formats) > 1:
@@ -302,15 +310,16 @@ class Quantizer(wiring.Component):
         mantissas = data.View(
             data.ArrayLayout(signed(self._mantissa_bits), self._lanes), stored.read("mantissas")
         )
-        scale = block.scale
         select = Value.cast(block.select) if multiple else Const(0, 1)
         cycles = 2
         if self._shared_exponent:
             values = [mantissas[lane] for lane in range(self._lanes)]
             amounts = [block.amount] * self._lanes
+            scale = block.exponent + SCALE_BIAS
             overflows = []
         else:
             cycles = 3
+            scale = block.base + (SCALE_BIAS - self._offset(select))
             exponents = data.View(
                 data.ArrayLayout(signed(EXPONENT_BITS), self._lanes), stored.read("exponents")
             )
@@ -325,7 +334,7 @@ class Quantizer(wiring.Component):
         payload = self.o.payload
         m.d.comb += [
             self.o.valid.eq(delay(m, valid, cycles, "drain", advance)),
-            payload.scale.eq(delay_value(m, scale, cycles, "drain_scale", advance)),
+            payload.scale.eq(delay_value(m, scale[:SCALE_BITS], cycles, "drain_scale", advance)),
         ]
         for lane in range(self._lanes):
             value = values[lane]
@@ -544,4 +553,6 @@ def _maximum(m: Module, values: Sequence[Value]) -> Value:
         return values[0]
     half = (len(values) + 1) // 2
     left, right = _maximum(m, values[:half]), _maximum(m, values[half:])
-    return wire(m, Mux(left > right, left, right), "maximum")
+    # The sign of a difference is a shorter way than a comparison's carry output.
+    difference = wire(m, right - left, "difference")
+    return wire(m, Mux(difference[-1], left, right), "maximum")

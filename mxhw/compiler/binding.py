@@ -116,10 +116,9 @@ class _Binder:
         self._gates: dict[fx.Node, fx.Node] = {}
         self._epsilons: set[float] = set()
         self._ropes: set[tuple[int, int, float]] = set()
-        self._layers: list[list[tuple]] = []
         self._hidden = 0
-        self._heads = 0
-        self._kv_heads = 0
+        self._heads: set[tuple[int, int]] = set()
+        self._projecting = False
 
     def _constant(self, node: fx.Node) -> MXTensor:
         return getattr(self._graph, str(node.target))
@@ -217,6 +216,7 @@ class _Binder:
         user = users[0]
         if user.target is ops.rope and _users(user, ops.scores):
             self._layer += 1
+            self._projecting = True
             self._matrix(node, key, weight, destination=Destination.ROPE, start_layer=True)
         elif user.target is ops.rope and _users(user, ops.key_cache):
             self._per_head(node, key, weight, Destination.ROPE)
@@ -232,7 +232,9 @@ class _Binder:
     def _per_head(
         self, node: fx.Node, key: str, weight: MXTensor, destination: Destination
     ) -> None:
-        size = next(iter(self._ropes))[1]
+        if not self._projecting:
+            raise self._refuse(node, "keys and values must be computed after the queries")
+        size = self._head_size
         for head in range(weight.elements.shape[0] // size):
             part = weight[head * size : (head + 1) * size]
             self._matrix(
@@ -243,6 +245,12 @@ class _Binder:
                 head=head,
                 store=True,
             )
+
+    @property
+    def _head_size(self) -> int:
+        if not self._ropes:
+            raise UserError("Queries and keys must pass through a Rope to be bound")
+        return next(iter(self._ropes))[1]
 
     def _visit_gated(self, node: fx.Node, user: fx.Node) -> None:
         gate, up = user.args
@@ -264,8 +272,9 @@ class _Binder:
         probabilities = node.args[0]
         logits = probabilities.args[0]
         heads, kv_heads = logits.kwargs["heads"], logits.kwargs["kv_heads"]
-        self._heads, self._kv_heads = heads, kv_heads
-        size = next(iter(self._ropes))[1]
+        self._heads.add((heads, kv_heads))
+        self._projecting = False
+        size = self._head_size
         layer = {"layer": self._layer}
         scores = [
             Step(
@@ -305,11 +314,23 @@ class _Binder:
 
     def finish(self, options) -> FoldedBinding:
         """Check what the units share and collect the binding."""
-        if len(self._ropes) != 1 or len(self._epsilons) != 1:
-            raise UserError("Layers must share one rotary embedding and one norm epsilon to fold")
+        for what, values in (
+            ("rotary embedding", self._ropes),
+            ("norm epsilon", self._epsilons),
+            ("number of heads", self._heads),
+        ):
+            if len(values) != 1:
+                raise UserError(f"Layers must share one {what} to fold, not have {len(values)}")
         context, head_size, theta = next(iter(self._ropes))
+        heads, kv_heads = next(iter(self._heads))
         layers = self._layer + 1
         block = options.activation_format.block_size
+        if head_size != block:
+            raise UserError(f"Head size must be the block size ({block}) to bind, not {head_size}")
+        if context % self._rows:
+            raise UserError(
+                f"Context must be a multiple of the engine's rows ({self._rows}), not {context}"
+            )
         table = next(n for n in self._graph.graph.nodes if n.target is ops.embedding)
         dim = self._constant(table.args[0]).elements.shape[1]
         vocabulary = self._constant(table.args[0]).elements.shape[0]
@@ -320,7 +341,7 @@ class _Binder:
             block_size=block,
             context=context,
             layers=layers,
-            kv_heads=self._kv_heads,
+            kv_heads=kv_heads,
             vocabulary=vocabulary,
             words=len(self._words),
             value_groups=head_size // self._rows,
@@ -338,7 +359,7 @@ class _Binder:
             wide_format=options.wide_format,
             dim=dim,
             hidden=self._hidden,
-            heads=self._heads,
+            heads=heads,
             head_size=head_size,
             rope_theta=theta,
             norm_epsilon=next(iter(self._epsilons)),

@@ -1,17 +1,15 @@
+# amaranth: UnusedElaboratable=no
 """From a binding to a component."""
 
 from mxhw.compiler.binding import FoldedBinding
 from mxhw.dataflow.decoder import DecoderParameters, FoldedDecoder
 
-__all__ = ["elaborate"]
+__all__ = ["decoder_parameters", "elaborate"]
 
 
-def elaborate(binding: FoldedBinding) -> FoldedDecoder:
-    """The folded decoder of a binding, its weights in initialised memory.
-
-    Its ports are ``i_step``, ``o_token`` and ``o_logits``.
-    """
-    parameters = DecoderParameters(
+def decoder_parameters(binding: FoldedBinding) -> DecoderParameters:
+    """What the folded decoder of a binding is built from."""
+    return DecoderParameters(
         shape=binding.shape,
         program=binding.program,
         words=binding.words,
@@ -28,4 +26,11 @@ def elaborate(binding: FoldedBinding) -> FoldedDecoder:
         softmax_lanes=binding.softmax_lanes,
         gated_lanes=binding.gated_lanes,
     )
-    return FoldedDecoder(parameters)
+
+
+def elaborate(binding: FoldedBinding) -> FoldedDecoder:
+    """The folded decoder of a binding, its weights in initialised memory.
+
+    Its ports are ``i_step``, ``o_token`` and ``o_logits``.
+    """
+    return FoldedDecoder(decoder_parameters(binding))

@@ -17,7 +17,7 @@ from mxhw.sw.golden.attention import Probabilities
 from mxhw.sw.golden.linear import FIXED_BITS
 from mxhw.sw.golden.tensor import MXTensor
 
-__all__ = ["Expected", "GoldenTrace", "expected_streams", "stream_of"]
+__all__ = ["Expected", "GoldenTrace", "expected_streams", "stream_names", "stream_of"]
 
 
 class GoldenTrace(fx.Interpreter):
@@ -108,6 +108,12 @@ def stream_of(node: fx.Node) -> str | None:
     return None
 
 
+def stream_names(lowered: fx.GraphModule) -> list[str]:
+    """Streams inside the decoder that carry values of a lowered decode step."""
+    names = {stream_of(node) for node in lowered.graph.nodes}
+    return sorted({"residual.o", *names} - {None})
+
+
 def _pack(elements: Iterable[int], bits: int) -> int:
     word = 0
     for lane, value in enumerate(elements):
@@ -182,7 +188,13 @@ def _node_beats(
 
 
 def expected_streams(
-    trace: GoldenTrace, *, token: int, position: int, sampled: bool, lanes: int
+    trace: GoldenTrace,
+    *,
+    token: int,
+    position: int,
+    sampled: bool,
+    lanes: int,
+    logits: bool = False,
 ) -> dict[str, list[Expected]]:
     """Transfers of every observable stream for the trace's latest token, in order.
 
@@ -196,6 +208,8 @@ def expected_streams(
         Whether the head runs.
     lanes : int
         Elements of a beat.
+    logits : bool
+        Whether a copy of the logits leaves the decoder.
     """
     streams: dict[str, list[Expected]] = {}
     gates: dict[fx.Node, list[Expected]] = {}
@@ -206,6 +220,8 @@ def expected_streams(
         beats = _node_beats(node, value, token, position, lanes)
         if node.target is ops.embedding:
             streams.setdefault("residual.o", []).extend(beats)
+        elif node.target is ops.logits and logits:
+            streams.setdefault("o_logits", []).extend(beats)
         user = next(iter(node.users))
         if user.target is ops.swiglu:
             gates[node] = beats

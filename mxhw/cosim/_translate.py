@@ -8,8 +8,9 @@ import sys
 
 __all__ = ["main"]
 
-#: Debug information for ports and memories, or also for the inner signals that are optimised away.
-STATE_LEVEL, INNER_LEVEL = 1, 4
+#: Debug information for ports, registers and memories, or also for the inner signals that are
+#: optimised away.
+STATE_LEVEL, INNER_LEVEL = 2, 4
 
 
 def main(source: str, target: str, level: str) -> None:

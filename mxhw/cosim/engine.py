@@ -497,5 +497,10 @@ def make_engine(
     if engine == "cxxrtl":
         from mxhw.cosim.cxxrtl import CxxrtlEngine
 
-        return CxxrtlEngine(Design(component, probes), build_dir=build_dir, on_progress=on_progress)
+        return CxxrtlEngine(
+            Design(component, probes),
+            build_dir=build_dir,
+            on_progress=on_progress,
+            inner_signals=inner_signals,
+        )
     raise UserError(f"Engine must be 'cxxrtl' or 'pysim', not {engine!r}")

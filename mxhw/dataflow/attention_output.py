@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """Attention output: the weighted sums of a head, divided by the softmax total and requantised."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal, unsigned

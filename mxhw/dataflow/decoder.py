@@ -179,9 +179,7 @@ class FoldedDecoder(wiring.Component):
         self._sequencer = Sequencer(
             program=p.program, shape=shape, engine_command=payload_shape(self._engine.i_command)
         )
-        self._weights = WeightMemory(
-            format=p.weight_format, rows=shape.rows, words=p.words
-        )
+        self._weights = WeightMemory(format=p.weight_format, rows=shape.rows, words=p.words)
         self._word_decoder = WordDecoder(
             from_format=p.weight_format, to_format=p.engine_format, rows=shape.rows
         )
@@ -198,9 +196,7 @@ class FoldedDecoder(wiring.Component):
             lanes=shape.lanes,
             adds=sum(step.destination is Destination.RESIDUAL for step in p.program),
         )
-        self._norm = RmsNorm(
-            dim=p.dim, epsilon=p.norm_epsilon, weights=p.norm_weights, **beat
-        )
+        self._norm = RmsNorm(dim=p.dim, epsilon=p.norm_epsilon, weights=p.norm_weights, **beat)
         self._rope = Rope(
             context=shape.context,
             head_size=p.head_size,
@@ -210,23 +206,20 @@ class FoldedDecoder(wiring.Component):
             **beat,
         )
         self._keys = KeyCache(**cache)
-        self._values = ValueCache(
-            query_heads_per_kv=p.heads // shape.kv_heads, **cache
-        )
+        self._values = ValueCache(query_heads_per_kv=p.heads // shape.kv_heads, **cache)
         self._softmax = Softmax(
             context=shape.context,
             format=p.activation_format,
             lanes_in=shape.lanes,
             lanes=p.softmax_lanes,
         )
-        self._attention = AttentionOutput(
-            head_size=p.head_size, context=shape.context, **beat
-        )
+        self._attention = AttentionOutput(head_size=p.head_size, context=shape.context, **beat)
         self._gated = SwiGlu(
             wide_format=p.wide_format,
             format=p.activation_format,
             lanes_in=shape.lanes,
             lanes=p.gated_lanes,
+            lanes_out=shape.lanes,
         )
         self._quantizer = Quantizer(
             mantissa_bits=self._engine.mantissa_bits,
@@ -234,9 +227,7 @@ class FoldedDecoder(wiring.Component):
             formats=(p.wide_format, p.activation_format),
             shared_exponent=False,
         )
-        self._to_fixed = ToFixed(
-            mantissa_bits=self._engine.mantissa_bits, lanes=shape.lanes
-        )
+        self._to_fixed = ToFixed(mantissa_bits=self._engine.mantissa_bits, lanes=shape.lanes)
         self._tap = LogitsTap(length=shape.vocabulary, lanes=shape.lanes)
         self._argmax = ArgMax(length=shape.vocabulary, lanes=shape.lanes)
         self._units = {

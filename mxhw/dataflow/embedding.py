@@ -1,7 +1,7 @@
 # amaranth: UnusedElaboratable=no
 """The embedding: one row of a table that lies in weight words, as wide blocks."""
 
-from amaranth import Module, Signal
+from amaranth import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -44,7 +44,7 @@ class Embedding(wiring.Component):
 
     Cost
     ----
-    A register of one block and a quantiser.
+    A multiplexer of a word to a beat, and a quantiser.
     """
 
     def __init__(
@@ -92,31 +92,27 @@ class Embedding(wiring.Component):
         wiring.connect(m, quantizer.o, wiring.flipped(self.o))
 
         beats = self._format.block_size // self._lanes
-        block = Signal(BlockBeat(format=self._format, lanes=self._format.block_size))
-        left = Signal(range(beats + 1))
-        words = Signal(range(self._blocks))
-        take = Signal()
+        beat = Signal(range(beats))
+        word = Signal(range(self._blocks))
+        # The word waits at the input until its last beat has been chosen from it.
+        chosen = self.i.payload[self.i_command.payload.row]
+        codes = chosen.elements.as_value()
+        lanes = codes.word_select(beat, bits * self._lanes).as_unsigned()
+        offered = self.i.valid & self.i_command.valid
+        last = beat == beats - 1
         m.d.comb += [
-            take.eq(self.i.valid & self.i_command.valid & (left == 0)),
-            self.i.ready.eq(take),
-            self.i_command.ready.eq(take & (words == self._blocks - 1)),
-            queue.i.valid.eq(left != 0),
+            queue.i.valid.eq(offered),
             queue.i.payload.exponent.eq(
-                block.scale - (SCALE_BIAS + self._format.element.fraction_bits)
+                chosen.scale - (SCALE_BIAS + self._format.element.fraction_bits)
             ),
+            self.i.ready.eq(offered & queue.i.ready & last),
+            self.i_command.ready.eq(self.i.ready & (word == self._blocks - 1)),
         ]
         for lane in range(self._lanes):
-            m.d.comb += queue.i.payload.mantissas[lane].eq(block.elements[lane])
-        with m.If(take):
-            m.d.sync += [
-                block.eq(self.i.payload[self.i_command.payload.row]),
-                left.eq(beats),
-                words.eq(0),
-            ]
-            with m.If(words != self._blocks - 1):
-                m.d.sync += words.eq(words + 1)
-        with m.Elif((left != 0) & queue.i.ready):
-            m.d.sync += left.eq(left - 1)
-            elements = block.elements.as_value()
-            m.d.sync += elements.eq(elements >> (bits * self._lanes))
+            code = lanes[lane * bits : (lane + 1) * bits].as_signed()
+            m.d.comb += queue.i.payload.mantissas[lane].eq(code)
+        with m.If(offered & queue.i.ready):
+            m.d.sync += beat.eq(Mux(last, 0, beat + 1))
+        with m.If(self.i.ready):
+            m.d.sync += word.eq(Mux(word == self._blocks - 1, 0, word + 1))
         return m

@@ -118,10 +118,7 @@ class FrameReceiver(wiring.Component):
         """Build the receiver."""
         m = Module()
         depth = self._max_payload // 2
-        # No word is read while frames are being stored, so what a collision gives does not matter.
-        m.submodules.payload = payload = memory.Memory(
-            shape=unsigned(16), depth=depth, init=[], attrs={"no_rw_check": 1}
-        )
+        m.submodules.payload = payload = memory.Memory(shape=unsigned(16), depth=depth, init=[])
         write = payload.write_port(granularity=8)
         read = payload.read_port()
         m.submodules.crc = check = crc.Processor(CRC16_IBM_SDLC(data_width=8))

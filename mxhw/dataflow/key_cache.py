@@ -13,7 +13,7 @@ from mxhw.formats import SCALE_BITS, BlockFormat
 __all__ = ["CacheCommand", "ColumnMemory", "KeyCache", "check_cache", "column_cost", "index_shape"]
 
 _BLOCK_RAM_SHAPES = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
-_READ_LATENCY = 2
+_READ_LATENCY = 1
 
 
 def index_shape(count: int):
@@ -81,9 +81,10 @@ class ColumnMemory(wiring.Component):
     """Words of ``rows`` cells in each of several columns, in block RAM.
 
     A cell can be written alone; a word is read whole. Each column is a memory of its own with one
-    write enable a cell, the shape that byte enables of block RAMs serve. Reads pass the block
-    RAM's and a fabric register. A read sees the writes of earlier cycles. Synthesis builds no
-    bypass where the logic of both ``valid`` shows that a write and a read never meet.
+    write enable a cell, the shape that byte enables of block RAMs serve. A word comes
+    straight from the block RAM: what reads it should register it first. A read sees the writes of
+    earlier cycles. Synthesis builds no bypass where the logic of both ``valid`` shows that a write
+    and a read never meet.
 
     Parameters
     ----------
@@ -106,7 +107,7 @@ class ColumnMemory(wiring.Component):
 
     Timing
     ------
-    ``latency`` 2 cycles from an address to its word, one word a cycle.
+    ``latency`` 1 cycle from an address to its word, one word a cycle.
     """
 
     def __init__(self, *, depth: int, rows: int, widths: Sequence[int]):
@@ -152,12 +153,7 @@ class ColumnMemory(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         advance = Signal()
-        full = Signal(2)
-        m.d.comb += [
-            advance.eq(~full[1] | self.o.ready),
-            self.i_read.ready.eq(advance),
-            self.o.valid.eq(full[1]),
-        ]
+        m.d.comb += [advance.eq(~self.o.valid | self.o.ready), self.i_read.ready.eq(advance)]
         words = []
         offset = 0
         for column, width in enumerate(self._widths):
@@ -183,8 +179,8 @@ class ColumnMemory(wiring.Component):
             words.append(word)
             offset += self._rows * width
         with m.If(advance):
-            # The fabric register hides the clock-to-output time of the block RAM.
-            m.d.sync += [full.eq(Cat(self.i_read.valid, full[0])), self.o.payload.eq(Cat(*words))]
+            m.d.sync += self.o.valid.eq(self.i_read.valid)
+        m.d.comb += self.o.payload.eq(Cat(*words))
         return m
 
 
@@ -224,14 +220,14 @@ class KeyCache(wiring.Component):
 
     Timing
     ------
-    ``latency`` 3 cycles from a read command to its first word, then one word a cycle, also from
+    ``latency`` 2 cycles from a read command to its first word, then one word a cycle, also from
     one command to the next. A write takes a cycle for the command, overlapped with the command
     before, and one a beat.
 
     Cost
     ----
     One memory of ``rows`` codes a word for each element of a block, one for the scales: 33 block
-    RAMs up to a depth of 512 words of 4 rows; a register of a word.
+    RAMs up to a depth of 512 words of 4 rows.
     """
 
     def __init__(

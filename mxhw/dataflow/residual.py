@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """The residual stream: a stored wide vector that is loaded once and added to."""
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, unsigned

@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """RMSNorm of a vector of wide blocks: one pass for the sum of squares, one to scale."""
 
 from collections.abc import Sequence

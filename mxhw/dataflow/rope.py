@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """Rotary position embedding of the query and key heads of a layer."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned

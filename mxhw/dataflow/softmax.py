@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """Softmax numerators over the visible positions, in base 2, and their sum."""
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigned

@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """SiLU of wide blocks, alone or times a second operand: exponential, reciprocal, products."""
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Shape, Signal, Value, signed

@@ -66,7 +66,7 @@ class ValueCache(wiring.Component):
 
     Timing
     ------
-    ``latency`` 3 cycles from a read command to its first word, then one word a cycle, also from
+    ``latency`` 2 cycles from a read command to its first word, then one word a cycle, also from
     one command to the next. A write takes one cycle a beat. ``scale_latency`` 4 cycles from the
     last beat of a write to the first scales, then one beat a cycle.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from amaranth import Cat, Module, Signal, unsigned
+from amaranth import Module, Signal, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
@@ -51,15 +51,16 @@ class WeightMemory(wiring.Component):
 
     Timing
     ------
-    ``latency`` 3 cycles from a command to its first word, then one word a cycle, with one cycle
+    ``latency`` 2 cycles from a command to its first word, then one word a cycle, with one cycle
     between runs.
 
     Cost
     ----
-    ``len(words) * rows * format.block_bits`` bits of block RAM and a register of one word.
+    ``len(words) * rows * format.block_bits`` bits of block RAM. Words come straight
+    from it: what reads them should register them first.
     """
 
-    latency = 3
+    latency = 2
     interval = 1
 
     def __init__(self, *, format: BlockFormat, rows: int, words: Sequence[int]):
@@ -100,20 +101,16 @@ class WeightMemory(wiring.Component):
         left = Signal(bits_for(self.depth))
         reading = Signal()
         advance = Signal()
-        fetched = Signal()
         m.d.comb += [
             reading.eq(left != 0),
             advance.eq(~self.o.valid | self.o.ready),
             self.i_command.ready.eq(~reading),
             port.addr.eq(address),
             port.en.eq(advance),
+            self.o.payload.eq(port.data),
         ]
         with m.If(advance):
-            # The fabric register hides the clock-to-output time of the block RAM.
-            m.d.sync += [
-                Cat(fetched, self.o.valid).eq(Cat(reading, fetched)),
-                self.o.payload.eq(port.data),
-            ]
+            m.d.sync += self.o.valid.eq(reading)
             with m.If(reading):
                 m.d.sync += [address.eq(address + 1), left.eq(left - 1)]
         with m.If(self.i_command.valid & self.i_command.ready):

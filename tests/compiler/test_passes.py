@@ -177,3 +177,27 @@ def test_lowering_leaves_the_model_alone():
     lowered(capture(LlamaDecode(model)))
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+class SharedProjection(nn.Module):
+    """One projection as query and key."""
+
+    def __init__(self, query_and_key_in_one_reader):
+        super().__init__()
+        self.project = nn.Linear(64, 64, bias=False)
+        self.values = nn.Linear(64, 64, bias=False)
+        self.attend = CausalAttention(2, 2, 32)
+        self.in_one = query_and_key_in_one_reader
+
+    def forward(self, x, position):
+        q = self.project(x).unflatten(-1, (2, 32))
+        v = q if self.in_one else self.values(x).unflatten(-1, (2, 32))
+        return self.attend(q, q, v, position).flatten(-2)
+
+
+@pytest.mark.parametrize("in_one", [True, False])
+def test_a_projection_that_is_query_and_key_is_refused(in_one):
+    graph = capture(SharedProjection(in_one))
+    RemoveReshapes().run(graph, OPTIONS)
+    with pytest.raises(UserError, match=r"^Queries of the attention at .* Linear of their own"):
+        FoldAttentionScale().run(graph, OPTIONS)

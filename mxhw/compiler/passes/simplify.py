@@ -81,17 +81,24 @@ class FoldAttentionScale(GraphPass):
             attention = module.get_submodule(str(node.target))
             if not isinstance(attention, CausalAttention):
                 continue
-            projection = node.args[0]
+            reader, projection = node, node.args[0]
+            alone = self._is_only_use(projection, reader)
             while projection.op == "call_module" and isinstance(
                 module.get_submodule(str(projection.target)), Rope
             ):
-                projection = projection.args[0]
+                reader, projection = projection, projection.args[0]
+                alone = alone and self._is_only_use(projection, reader)
             is_linear = projection.op == "call_module" and isinstance(
                 module.get_submodule(str(projection.target)), nn.Linear
             )
-            if not is_linear or len(projection.users) != 1:
+            if not is_linear or not alone:
                 raise UserError(
                     f"Queries of the attention at {source_line(node)} must come from a Linear of "
                     f"their own, with at most a Rope between"
                 )
             projection.meta["weight_scale"] = math.log2(math.e) / math.sqrt(attention.head_size)
+
+    @staticmethod
+    def _is_only_use(node: fx.Node, reader: fx.Node) -> bool:
+        # A reader that takes a node twice is one user.
+        return list(node.users) == [reader] and list(reader.args).count(node) == 1
