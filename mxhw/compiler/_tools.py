@@ -208,6 +208,11 @@ class ProgressParser:
         # Iterations end when they stop to help, usually after 10 to 30.
         self._report(0.05 + 0.4 * (1 - math.exp(-number / 10)), f"placing, iteration {number}")
 
+    def _on_spreading(self, match: re.Match[str]) -> None:
+        number = int(match[1])
+        # The electrostatic placer takes about 500 small iterations.
+        self._report(0.05 + 0.25 * (1 - math.exp(-number / 250)), f"placing, iteration {number}")
+
     def _on_refinement(self, match: re.Match[str]) -> None:
         self._report(0.45, f"refining the placement, iteration {match[1]}")
 
@@ -231,6 +236,7 @@ class ProgressParser:
         (re.compile(r"^[0-9.]+ Executing (\S+)"), _on_pass),
         (re.compile(r"^Info: Packing (.*)"), _on_packing),
         (re.compile(r"at iteration #(\d+), type \w+: wirelen solved"), _on_placement),
+        (re.compile(r"iter=(\d+) steplen="), _on_spreading),
         (re.compile(r"at iteration #(\d+): temp ="), _on_refinement),
         (re.compile(r"iter=(\d+) .*overused=(\d+)"), _on_overuse),
         (re.compile(r"^Info: +\d+ \| +(\d+) +\d+ \| +\d+ +\d+ \| +(\d+)\|"), _on_arcs),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mxhw.boards.catalog import Board, Resources
     from mxhw.compiler.binding import FoldedBinding
     from mxhw.compiler.estimate import Estimate
+    from mxhw.compiler.prebuild import Prebuild
     from mxhw.models.llama import Llama, LlamaConfig
     from mxhw.models.tokenizer import Tokenizer
 
@@ -156,6 +157,7 @@ class Context:
         self.folder = folder
         self.progress = progress
         self.results: dict[str, dict[str, Any]] = {}
+        self._prebuild: "Prebuild | None" = None
 
     @functools.cached_property
     def _loaded(self) -> "tuple[Llama, Tokenizer, LlamaConfig]":
@@ -234,6 +236,23 @@ class Context:
         figures = self._fitted
         needed = {name: figures.resources[key] for key, name in _RESOURCE_FIELDS.items()}
         return Resources(**needed), figures.cycles_per_token(REPORT_CONTEXT)
+
+    def start_prebuild(self) -> None:
+        """Begin to compile the simulator in the background, once."""
+        from mxhw.compiler.prebuild import Prebuild
+
+        if self._prebuild is None:
+            self._prebuild = Prebuild(self.settings)
+
+    def finish_prebuild(self) -> None:
+        """Wait for the compilation in the background, if there is one."""
+        if self._prebuild is not None:
+            self._prebuild.wait(self.progress)
+
+    def stop_prebuild(self) -> None:
+        """End the compilation in the background, if there is one."""
+        if self._prebuild is not None:
+            self._prebuild.stop()
 
     def component(self) -> Any:
         """A new instance of the hardware; one can be elaborated once."""

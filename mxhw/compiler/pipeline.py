@@ -39,6 +39,8 @@ class Step:
         route takes minutes and depends on little, so it is not repeated for an unchanged netlist.
     only_if : str, optional
         A yes-or-no field of the settings without which the step is left out.
+    prebuild_for : str, optional
+        A later step whose simulator is compiled in the background meanwhile.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Step:
     reads: tuple[str, ...] = ()
     sources: tuple[str, ...] = ("",)
     only_if: str | None = None
+    prebuild_for: str | None = None
 
     @property
     def result(self) -> str:
@@ -66,8 +69,15 @@ STEPS: list[Step] = [
         "run the golden model, compare it with float",
         steps.golden,
         (*_DESIGN, "tokens", "prompt"),
+        prebuild_for="simulate",
     ),
-    Step("rtl", "generate RTLIL, Verilog and packed weights", steps.rtl, _DESIGN),
+    Step(
+        "rtl",
+        "generate RTLIL, Verilog and packed weights",
+        steps.rtl,
+        _DESIGN,
+        prebuild_for="simulate",
+    ),
     Step(
         "simulate",
         "generate text in the simulated hardware",
@@ -167,15 +177,23 @@ def run_steps(
     records: dict[str, StepRecord] = {}
     try:
         for step in chosen:
-            records[step.name] = _run_step(step, context, folder, progress)
+            records[step.name] = _run_step(step, context, folder, progress, chosen)
     except BaseException as error:
         reason = str(error) if isinstance(error, MxhwError) else type(error).__name__
         _write_report(context, folder, records, f"step {step.name}: {reason}")
         raise
+    finally:
+        context.stop_prebuild()
     return _write_report(context, folder, records, None)
 
 
-def _run_step(step: Step, context: Context, folder: BuildFolder, progress: Progress) -> StepRecord:
+def _run_step(
+    step: Step,
+    context: Context,
+    folder: BuildFolder,
+    progress: Progress,
+    chosen: Sequence[Step],
+) -> StepRecord:
     """Run one step unless it is valid."""
     settings = {name: getattr(context.settings, name) for name in step.settings}
     digests = folder.file_digests()
@@ -188,6 +206,8 @@ def _run_step(step: Step, context: Context, folder: BuildFolder, progress: Progr
         return record
     progress.begin(step.name)
     start = time.monotonic()
+    if step.prebuild_for in [other.name for other in chosen]:
+        context.start_prebuild()
     with folder.staging() as staging:
         try:
             result = step.run(context, staging)

@@ -189,6 +189,7 @@ def simulate(context: Context, out: Path) -> dict[str, Any]:
         logits = dict(zip(arrays["steps"].tolist(), arrays["logits"], strict=True))
     content = json.loads((context.folder / "script.json").read_text("utf-8"))
     script = Script.from_dict(content, logits)
+    context.finish_prebuild()
     component = context.component()
     step_shape = component.i_step.payload.shape()
     with make_engine(

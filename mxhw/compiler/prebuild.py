@@ -1,0 +1,67 @@
+"""The simulator's compilation, started early in a process of its own.
+
+Native code for the whole design takes longer than any other step before synthesis. It depends on
+the plan alone, so a second core can begin with it while the golden model runs:
+``python -m mxhw.compiler.prebuild SETTINGS`` (JSON) leaves the compiled simulator in the cache
+where :func:`mxhw.cosim.engine.make_engine` finds it. If it fails, the simulation step compiles the
+design itself and tells why that fails.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mxhw.compiler.context import Context, Settings
+from mxhw.compiler.progress import Progress, SilentProgress
+
+__all__ = ["Prebuild", "main"]
+
+_POLL_SECONDS = 0.2
+
+
+class Prebuild:
+    """A running compilation; use it as a context manager, which ends it.
+
+    Parameters
+    ----------
+    settings : Settings
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        text = json.dumps(dataclasses.asdict(settings))
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "mxhw.compiler.prebuild", text],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def wait(self, progress: Progress) -> None:
+        """Wait for its end."""
+        if self._process.poll() is None:
+            progress.update("compiling the simulator (C++)")
+        while self._process.poll() is None:
+            time.sleep(_POLL_SECONDS)
+
+    def stop(self) -> None:
+        """End it if it still runs."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        self._process.wait()
+
+
+def main(text: str) -> None:
+    """Build the simulator of the design that the settings describe."""
+    from mxhw.cosim._build import build_library
+    from mxhw.cosim._design import Design
+    from mxhw.cosim.cxxrtl import emit_rtlil
+
+    context = Context(Settings(**json.loads(text)), Path(), SilentProgress())
+    build_library(emit_rtlil(Design(context.component())), inner_signals=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
