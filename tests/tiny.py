@@ -19,7 +19,7 @@ from mxhw.compiler.elaborate import decoder_parameters
 from mxhw.compiler.lower import lower
 from mxhw.compiler.passes import LoweringOptions
 from mxhw.compiler.trace import stream_names
-from mxhw.cosim._build import default_build_dir
+from mxhw.cosim import _build
 from mxhw.cosim.engine import Engine, make_engine
 from mxhw.dataflow.decoder import FoldedDecoder
 from mxhw.dataflow.link import link
@@ -100,11 +100,22 @@ class FaultyDecoder(FoldedDecoder):
 @contextlib.contextmanager
 def one_build_at_a_time() -> Iterator[None]:
     """Let the workers of a parallel test run build a design once."""
-    folder = default_build_dir()
+    folder = _build.default_build_dir()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / "tests.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def quick_build() -> Iterator[None]:
+    """Build simulators that run slower: a few thousand cycles are not worth an optimisation."""
+    flags = _build.FLAGS
+    _build.FLAGS = tuple("-O1" if flag == "-O3" else flag for flag in flags)
+    try:
+        yield
+    finally:
+        _build.FLAGS = flags
 
 
 @functools.cache
@@ -112,7 +123,7 @@ def simulation() -> Engine:
     """The shared simulation; reset it before use."""
     decoder = FaultyDecoder(decoder_parameters(binding()))
     probes = [*stream_names(lowered()), *ENGINE_STREAMS]
-    with one_build_at_a_time():
+    with one_build_at_a_time(), quick_build():
         sim = make_engine(decoder, "cxxrtl", probes=probes, inner_signals=False)
     for name in ENGINE_STREAMS:
         sim.probe(name)

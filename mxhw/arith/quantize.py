@@ -238,7 +238,7 @@ class Quantizer(wiring.Component):
             top = wire(m, _add_carry(exponent, top_index, carry), f"highest_{lane}")
             scale, high = _clamp_scale(top, zero)
             # With the sign turned round the order is that of unsigned values.
-            scales.append(register(m, scale ^ _SIGN, f"scale_{lane}"))
+            scales.append(register(m, scale.as_unsigned() ^ _SIGN, f"scale_{lane}"))
             overflows.append(register(m, high, f"overflow_{lane}"))
         stored.add(m, "overflow", Cat(overflows), cycles=2)
         stages = _max_stages(self._lanes)

@@ -157,7 +157,7 @@ class Context:
         self.folder = folder
         self.progress = progress
         self.results: dict[str, dict[str, Any]] = {}
-        self._prebuild: "Prebuild | None" = None
+        self._prebuild: Prebuild | None = None
 
     @functools.cached_property
     def _loaded(self) -> "tuple[Llama, Tokenizer, LlamaConfig]":

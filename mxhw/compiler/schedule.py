@@ -13,8 +13,10 @@ __all__ = ["StepTiming", "TokenSchedule", "schedule_token"]
 
 _QUEUE = 1
 """Cycles that a queue between two units adds."""
-_LAST_STEPS = 2
+_LAST_STEPS = 1
 """Cycles from the arg-max to the next token's step."""
+_STORED = (Operand.QUERY, Operand.ATTENTION)
+"""Operands that wait in a queue of their own; the others wait in their units."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,7 @@ class _Scheduler:
         self._p = decoder.parameters
         self._position = position
         self._engine = 0
+        self._select = 0
         self._operands: dict[Operand, list[int]] = {}
         self._scores: list[list[int]] = []
         self._key_written = 0
@@ -79,14 +82,22 @@ class _Scheduler:
             return self._position // self._shape.rows + 1
         return value
 
-    def _blocks(self, times: list[int], latency: int, size: int | None = None) -> list[int]:
+    def _blocks(self, times: list[int], latency: int, stride: int = 1) -> list[int]:
         """Beats after a unit that needs a whole block before its first beat."""
-        size = size or self._shape.beats_per_block
+        size = self._shape.beats_per_block
         result: list[int] = []
         for start in range(0, len(times), size):
-            ready = times[min(start + size, len(times)) - 1] + latency
-            first = max(ready, result[-1] + 1 if result else 0)
-            result += [first + beat for beat in range(min(size, len(times) - start))]
+            ready = times[start + size - 1] + latency
+            first = max(ready, result[-1] + stride if result else 0)
+            result += [first + stride * beat for beat in range(size)]
+        return result
+
+    @staticmethod
+    def _slowed(times: list[int], stride: int) -> list[int]:
+        """Beats into a unit that takes one every ``stride`` cycles."""
+        result: list[int] = []
+        for time in times:
+            result.append(max(time, result[-1] + stride) if result else time)
         return result
 
     def run(self, step: Step) -> None:
@@ -97,8 +108,9 @@ class _Scheduler:
             self._embed(blocks)
             return
         start = max(self._engine, self._sequencer)
+        # An operand takes a command of its own before that of the product.
         if step.operand is not Operand.KEEP:
-            start = self._load(step.operand, blocks, start)
+            start = self._load(step.operand, blocks, start + self._d["command"])
         fetch = {
             Weights.MEMORY: 0,
             Weights.KEYS: self._key_written + self._d["keys"],
@@ -114,16 +126,23 @@ class _Scheduler:
 
     def _embed(self, blocks: int) -> None:
         beats = self._shape.beats_per_block
-        first = self._sequencer + self._d["memory"]
-        times = [first + beat for beat in range(blocks * beats)]
-        self._normalise(self._blocks(times, self._d["embedding"]))
+        first = self._sequencer + self._d["memory"] + self._d["embedding"]
+        self._normalise([first + beat for beat in range(blocks * beats)])
 
     def _load(self, operand: Operand, blocks: int, start: int) -> int:
         beats = blocks * self._shape.beats_per_block
         queue = self._operands[operand]
         taken, self._operands[operand] = queue[:beats], queue[beats:]
+        if operand in _STORED:
+            taken = [time + _QUEUE for time in taken]
+        else:
+            # The unit itself waits until the operands before have passed.
+            delay = max(self._select - taken[0], 0)
+            taken = [time + delay for time in taken]
         for time in taken:
-            start = max(start, time + _QUEUE) + 1
+            self._select = max(self._select, time) + 1
+            # Through the queue before the engine.
+            start = max(start, self._select - 1 + _QUEUE) + 1
         return start
 
     def _normalise(self, times: list[int]) -> None:
@@ -142,9 +161,10 @@ class _Scheduler:
         if step.destination is Destination.ROPE:
             self._rotate(step, times)
         elif step.destination is Destination.VALUES:
-            self._value_written = times[-1] + 1
+            self._value_written = times[-1]
         elif step.destination is Destination.ATTENTION:
-            done = self._blocks(times, self._d["attention"])
+            stride = self._d["attention_beat"]
+            done = self._blocks(self._slowed(times, stride), self._d["attention"], stride)
             self._operands.setdefault(Operand.ATTENTION, []).extend(done)
         elif step.destination is Destination.RESIDUAL:
             self._normalise(self._blocks(times, self._d["residual"]))
@@ -152,12 +172,10 @@ class _Scheduler:
             self._gate(times)
 
     def _rotate(self, step: Step, times: list[int]) -> None:
-        slow = []
-        for time in times:
-            slow.append(max(time, slow[-1] + self._d["rope_beat"] if slow else 0))
-        rotated = self._blocks(slow, self._d["rope"])
+        stride = self._d["rope_beat"]
+        rotated = self._blocks(self._slowed(times, stride), self._d["rope"], stride)
         if step.store:
-            self._key_written = rotated[-1] + 1
+            self._key_written = rotated[-1]
         else:
             self._operands[Operand.QUERY] = rotated
 
@@ -169,20 +187,24 @@ class _Scheduler:
         start = max(last, self._softmax_free, self._value_written)
         first = start + self._d["softmax"]
         beats = self._shape.beats_per_block
+        stride = per_block // beats
         times = [
-            first + block * per_block + beat for block in range(blocks) for beat in range(beats)
+            first + block * per_block + stride * beat
+            for block in range(blocks)
+            for beat in range(beats)
         ]
         self._softmax_free = start + blocks * per_block
         self._operands.setdefault(Operand.PROBABILITIES, []).extend(times)
 
     def _gate(self, times: list[int]) -> None:
         beats = self._shape.beats_per_block
+        stride = self._d["gated_block"] // beats
         result: list[int] = []
         for start in range(0, len(times), 2 * beats):
             ready = times[start + 2 * beats - 1] + self._d["gated"]
             if result:
                 ready = max(ready, result[-beats] + self._d["gated_block"])
-            result += [ready + beat for beat in range(beats)]
+            result += [ready + stride * beat for beat in range(beats)]
         self._operands[Operand.GATED] = result
 
     @property

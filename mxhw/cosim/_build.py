@@ -146,7 +146,8 @@ def build_library(
         source = Path(work, "design.il")
         source.write_text(rtlil)
         progress("Translating the design to C++ (Yosys)")
-        command = [sys.executable, "-m", "mxhw.cosim._translate", source.name, "design.cc", str(level)]
+        translate = [sys.executable, "-m", "mxhw.cosim._translate"]
+        command = [*translate, source.name, "design.cc", str(level)]
         _call(command, work, "Yosys could not translate the design to C++")
         units = _split.split(Path(work, "design.cc").read_text(), _DRIVER.read_text())
         jobs = os.cpu_count() or 1

@@ -1,7 +1,7 @@
 """RTLIL to C++: the part that runs Yosys, in a process of its own.
 
-Usage: ``python -m mxhw.cosim._translate input.il output.cc LEVEL``. Yosys writes its log to the standard
-output and may end the process, so the engine does not load it.
+Usage: ``python -m mxhw.cosim._translate input.il output.cc LEVEL``. Yosys writes its log to the
+standard output and may end the process, so the engine does not load it.
 """
 
 import sys

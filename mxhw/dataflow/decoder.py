@@ -24,7 +24,7 @@ from mxhw.dataflow.program import Destination, Operand, Shape, Step, TokenStep, 
 from mxhw.dataflow.residual import Residual
 from mxhw.dataflow.rms_norm import RmsNorm
 from mxhw.dataflow.rope import Rope
-from mxhw.dataflow.routing import StreamRoute, StreamSelect
+from mxhw.dataflow.routing import StreamRegister, StreamRoute, StreamSelect
 from mxhw.dataflow.sequencer import Sequencer
 from mxhw.dataflow.softmax import Softmax
 from mxhw.dataflow.swiglu import SwiGlu
@@ -120,6 +120,7 @@ class FoldedDecoder(wiring.Component):
         """Latencies of the units in cycles, as they state them: what a schedule is made from."""
         self._make_units()
         position = self._p.shape.context - 1
+        beats = self._p.shape.beats_per_block
         return {
             "step": self._sequencer.overhead,
             "command": 1,
@@ -129,16 +130,17 @@ class FoldedDecoder(wiring.Component):
             "embedding": self._embedding.latency,
             "engine": self._engine.latency,
             "quantizer": self._quantizer.latency,
-            "fixed": self._to_fixed.latency,
+            "fixed": self._to_fixed.latency + 1,
             "argmax": self._argmax.latency,
             "residual": self._residual.latency,
             "norm": self._norm.latency,
             "rope": self._rope.latency,
-            "rope_beat": 2,
+            "rope_beat": max(self._rope.interval // beats, 1),
             "softmax": self._softmax.latency,
             "softmax_block": self._p.shape.block_size // self._p.softmax_lanes,
             "softmax_interval": self._softmax.interval(position),
             "attention": self._attention.latency,
+            "attention_beat": max(self._attention.interval // beats, 1),
             "gated": self._gated.latency,
             "gated_block": self._gated.interval,
         }
@@ -331,7 +333,12 @@ class FoldedDecoder(wiring.Component):
         ]
         link(m, fixed, self._to_fixed.i)
         link(m, self._quantizer.o, self._wide_route.i)
-        link(m, self._to_fixed.o, self._fixed_route.i)
+        # Queues cut the chains of ready signals that would reach from the host to the engine.
+        fixed_beat = FixedBeat(lanes=shape.lanes)
+        m.submodules.fixed_queue = fixed_queue = StreamFifo(shape=fixed_beat, depth=2)
+        m.submodules.logits_queue = logits_queue = StreamFifo(shape=fixed_beat, depth=2)
+        link(m, self._to_fixed.o, fixed_queue.i)
+        link(m, fixed_queue.o, self._fixed_route.i)
 
         results = self._wide_route.o
         link(m, results[Destination.ROPE.value], self._rope.i)
@@ -352,13 +359,20 @@ class FoldedDecoder(wiring.Component):
         link(m, self._fixed_route.o[0], self._softmax.i)
         link(m, self._fixed_route.o[1], self._tap.i)
         link(m, self._tap.o, self._argmax.i)
-        link(m, self._tap.o_copy, wiring.flipped(self.o_logits))
+        link(m, self._tap.o_copy, logits_queue.i)
+        m.submodules.logits_register = register = StreamRegister(shape=fixed_beat)
+        link(m, logits_queue.o, register.i)
+        link(m, register.o, wiring.flipped(self.o_logits))
         link(m, self._argmax.o, wiring.flipped(self.o_token))
 
         link(m, self._embedding.o, self._residual.i_load)
         link(m, self._residual.o, self._norm.i)
         link(m, self._rope.o_key, self._keys.i)
-        link(m, self._values.o_scales, self._softmax.i_scales)
+        m.submodules.scales_queue = scales = StreamFifo(
+            shape=payload_shape(self._values.o_scales), depth=2
+        )
+        link(m, self._values.o_scales, scales.i)
+        link(m, scales.o, self._softmax.i_scales)
         link(m, self._softmax.o_total, self._attention.i_total)
 
     def _link_commands(self, m: Module) -> None:

@@ -71,8 +71,8 @@ class Embedding(wiring.Component):
 
     @property
     def latency(self) -> int:
-        """Cycles from a block's last beat inside to its first beat outside."""
-        return self._quantizer().latency + 2
+        """Cycles from a word's transfer to the first beat of its block."""
+        return self._quantizer().latency + 1
 
     def _quantizer(self) -> Quantizer:
         return Quantizer(

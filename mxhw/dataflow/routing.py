@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
-__all__ = ["RouteCommand", "StreamRoute", "StreamSelect"]
+__all__ = ["RouteCommand", "StreamRegister", "StreamRoute", "StreamSelect"]
 
 
 class RouteCommand(data.StructLayout):
@@ -28,21 +28,22 @@ class _Scheduled(wiring.Component):
     """The command register that both directions share: a port and transfers left to pass."""
 
     def _schedule(self, m: Module, transfer) -> tuple[Signal, Signal]:
+        command = self.i_command
         port = Signal(bits_for(self.ports - 1))
         left = Signal(self.count_bits)
+        # What the handshakes depend on are registers of their own: comparisons of the count would
+        # stand at the begin of the longest chains of valid and ready in a design.
         busy = Signal()
         last = Signal()
-        m.d.comb += [
-            busy.eq(left != 0),
-            last.eq(left == 1),
-            self.i_command.ready.eq(~busy | (last & transfer)),
-        ]
+        m.d.comb += command.ready.eq(~busy)
         with m.If(transfer):
-            m.d.sync += left.eq(left - 1)
-        with m.If(self.i_command.valid & self.i_command.ready):
+            m.d.sync += [left.eq(left - 1), busy.eq(~last), last.eq(left == 2)]
+        with m.If(command.valid & command.ready):
             m.d.sync += [
-                port.eq(self.i_command.payload.port),
-                left.eq(self.i_command.payload.count),
+                port.eq(command.payload.port),
+                left.eq(command.payload.count),
+                busy.eq(command.payload.count != 0),
+                last.eq(command.payload.count == 1),
             ]
         return port, busy
 
@@ -70,7 +71,7 @@ class StreamSelect(_Scheduled):
 
     Timing
     ------
-    A transfer passes in the cycle it arrives; consecutive commands follow without a gap.
+    A transfer passes in the cycle it arrives; one cycle passes between two commands.
 
     Cost
     ----
@@ -127,7 +128,7 @@ class StreamRoute(_Scheduled):
 
     Timing
     ------
-    A transfer passes in the cycle it arrives; consecutive commands follow without a gap.
+    A transfer passes in the cycle it arrives; one cycle passes between two commands.
 
     Cost
     ----
@@ -159,4 +160,42 @@ class StreamRoute(_Scheduled):
             for index in range(self.ports):
                 with m.Case(index):
                     m.d.comb += self.i.ready.eq(self.o[index].ready & busy)
+        return m
+
+
+class StreamRegister(wiring.Component):
+    """One register stage for the payload of a stream.
+
+    Contract: payloads pass unchanged and in order.
+
+    Parameters
+    ----------
+    shape : ShapeLike
+        Payload.
+
+    Members
+    -------
+    i : In(stream)
+    o : Out(stream)
+
+    Timing
+    ------
+    ``latency`` 1, one transfer a cycle. ``i.ready`` depends on ``o.ready`` in the same cycle.
+
+    Cost
+    ----
+    A register of the payload.
+    """
+
+    latency = 1
+    interval = 1
+
+    def __init__(self, *, shape):
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        m.d.comb += self.i.ready.eq(~self.o.valid | self.o.ready)
+        with m.If(self.i.ready):
+            m.d.sync += [self.o.valid.eq(self.i.valid), self.o.payload.eq(self.i.payload)]
         return m

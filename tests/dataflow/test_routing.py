@@ -4,7 +4,7 @@ import random
 import pytest
 from amaranth import unsigned
 
-from mxhw.dataflow.routing import StreamRoute, StreamSelect
+from mxhw.dataflow.routing import StreamRegister, StreamRoute, StreamSelect
 from tests.support import check_stream
 
 
@@ -47,3 +47,8 @@ def test_parameters_are_checked(unit):
         ValueError, match=r"^Width of the count must be a positive integer, not 'x'$"
     ):
         unit(shape=unsigned(8), ports=2, count_bits="x")
+
+
+def test_register_passes_everything(engine):
+    payloads = list(range(50))
+    check_stream(StreamRegister(shape=unsigned(8)), {"i": payloads}, {"o": payloads}, engine=engine)
