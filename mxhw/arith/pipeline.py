@@ -9,13 +9,14 @@ the ``enable`` of :func:`register`.
 
 from collections.abc import Sequence
 
-from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, signed, unsigned
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
 __all__ = [
     "OutputQueue",
+    "RingStorage",
     "StreamFifo",
     "add_pairs",
     "adder_tree",
@@ -24,6 +25,7 @@ __all__ = [
     "delay",
     "delay_value",
     "increment",
+    "maximum",
     "register",
     "successor",
     "tree_levels",
@@ -204,6 +206,50 @@ class StreamFifo(wiring.Component):
         return m
 
 
+class RingStorage:
+    """A ring of beats in distributed memory, written on arrival and read when a scale is known."""
+
+    def __init__(self, depth: int):
+        self._depth = depth
+        self._ports: dict[str, tuple] = {}
+        self.room = Signal()
+
+    def add(self, m: Module, name: str, value: Value, cycles: int = 0) -> None:
+        """Store ``value``, which is known ``cycles`` after the beat."""
+        storage = memory.Memory(
+            shape=unsigned(len(value)),
+            depth=self._depth,
+            init=[],
+            attrs={"ram_style": "distributed"},
+        )
+        m.submodules[f"{name}_memory"] = storage
+        write = storage.write_port()
+        read = storage.read_port(domain="comb")
+        m.d.comb += write.data.eq(value)
+        self._ports[name] = (write, read, cycles)
+
+    def read(self, name: str) -> Value:
+        """What the beat being read has stored."""
+        return self._ports[name][1].data
+
+    def connect(self, m: Module, accept: Value, issue: Value) -> None:
+        """Make the pointers."""
+        write_index = Signal(range(self._depth))
+        read_index = Signal(range(self._depth))
+        places = Signal(signed(bits_for(self._depth) + 1), init=self._depth - 1)
+        count(m, places, up=issue, down=accept)
+        m.d.comb += self.room.eq(~places[-1])
+        for index, move in ((write_index, accept), (read_index, issue)):
+            with m.If(move):
+                m.d.sync += index.eq(successor(index, self._depth))
+        for name, (write, read, cycles) in self._ports.items():
+            m.d.comb += [
+                write.addr.eq(delay_value(m, write_index, cycles, f"{name}_address")),
+                write.en.eq(delay(m, accept, cycles, f"{name}_write")),
+                read.addr.eq(read_index),
+            ]
+
+
 def increment(value: Value) -> Value:
     """``value + 1`` of the same width, without a carry chain, which costs four cells to enter and
     leave: for counters of up to about six bits.
@@ -327,3 +373,14 @@ def bit_index(m: Module, value: Value, name: str) -> tuple[Value, Value]:
     high, high_any = bit_index(m, value[half:], f"{name}_h")
     index = Cat(Mux(high_any, high, low)[: len(low)], high_any)
     return wire(m, index, f"{name}_index"), wire(m, low_any | high_any, f"{name}_any")
+
+
+def maximum(m: Module, values: Sequence[Value]) -> Value:
+    """Largest of unsigned values, by a tree."""
+    if len(values) == 1:
+        return values[0]
+    half = (len(values) + 1) // 2
+    left, right = maximum(m, values[:half]), maximum(m, values[half:])
+    # The sign of a difference is a shorter way than a comparison's carry output.
+    difference = wire(m, right - left, "difference")
+    return wire(m, Mux(difference[-1], left, right), "maximum")

@@ -3,19 +3,19 @@
 from collections.abc import Iterable, Sequence
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
 from mxhw.arith.pipeline import (
     OutputQueue,
+    RingStorage,
     bit_index,
-    count,
     delay,
     delay_value,
     increment,
+    maximum,
     register,
-    successor,
     tree_levels,
     wire,
 )
@@ -174,7 +174,7 @@ class Quantizer(wiring.Component):
         m.submodules.blocks = blocks = OutputQueue(
             shape=self._block_shape(), depth=max(2, -(-self._depth // self._beats))
         )
-        stored = _Storage(self._depth)
+        stored = RingStorage(self._depth)
         stored.add(m, "mantissas", beat.mantissas.as_value())
         find = self._find_shared if self._shared_exponent else self._find_scale
         find(m, beat, accept, first, last, select, blocks, stored)
@@ -245,7 +245,7 @@ class Quantizer(wiring.Component):
         for stage in range(stages):
             groups = [scales[index : index + 4] for index in range(0, len(scales), 4)]
             scales = [
-                register(m, _maximum(m, group), f"maximum_{stage}_{index}")
+                register(m, maximum(m, group), f"maximum_{stage}_{index}")
                 for index, group in enumerate(groups)
             ]
         cycles = 2 + stages
@@ -253,11 +253,11 @@ class Quantizer(wiring.Component):
         first = delay_value(m, first, cycles, "first")
         last = delay_value(m, last, cycles, "last")
         select = delay_value(m, select, cycles, "select")
-        highest = _maximum(m, scales)
+        highest = maximum(m, scales)
         if self._beats > 1:
             running = Signal(SCALE_BITS, reset_less=True)
             previous = Mux(first, 0, running)
-            highest = _maximum(m, [highest, previous])
+            highest = maximum(m, [highest, previous])
             with m.If(valid):
                 m.d.sync += running.eq(highest)
         exponent = (highest ^ _SIGN).as_signed()
@@ -422,50 +422,6 @@ class _Shift:
             setattr(self, field, value)
 
 
-class _Storage:
-    """A ring of beats in distributed memory, written on arrival and read when a scale is known."""
-
-    def __init__(self, depth: int):
-        self._depth = depth
-        self._ports: dict[str, tuple] = {}
-        self.room = Signal()
-
-    def add(self, m: Module, name: str, value: Value, cycles: int = 0) -> None:
-        """Store ``value``, which is known ``cycles`` after the beat."""
-        storage = memory.Memory(
-            shape=unsigned(len(value)),
-            depth=self._depth,
-            init=[],
-            attrs={"ram_style": "distributed"},
-        )
-        m.submodules[f"{name}_memory"] = storage
-        write = storage.write_port()
-        read = storage.read_port(domain="comb")
-        m.d.comb += write.data.eq(value)
-        self._ports[name] = (write, read, cycles)
-
-    def read(self, name: str) -> Value:
-        """What the beat being read has stored."""
-        return self._ports[name][1].data
-
-    def connect(self, m: Module, accept: Value, issue: Value) -> None:
-        """Make the pointers."""
-        write_index = Signal(range(self._depth))
-        read_index = Signal(range(self._depth))
-        places = Signal(signed(bits_for(self._depth) + 1), init=self._depth - 1)
-        count(m, places, up=issue, down=accept)
-        m.d.comb += self.room.eq(~places[-1])
-        for index, move in ((write_index, accept), (read_index, issue)):
-            with m.If(move):
-                m.d.sync += index.eq(successor(index, self._depth))
-        for name, (write, read, cycles) in self._ports.items():
-            m.d.comb += [
-                write.addr.eq(delay_value(m, write_index, cycles, f"{name}_address")),
-                write.en.eq(delay(m, accept, cycles, f"{name}_write")),
-                read.addr.eq(read_index),
-            ]
-
-
 def _check_formats(formats: BlockFormat | Sequence[BlockFormat]) -> tuple[BlockFormat, ...]:
     formats = (formats,) if isinstance(formats, BlockFormat) else tuple(formats)
     if not formats:
@@ -545,14 +501,3 @@ def _clamp_amount(m: Module, value: Value, bits: int) -> Value:
     value = wire(m, value, "amount")
     high = value[bits:-1].any()
     return (value[:bits] | high.replicate(bits)) & (~value[-1]).replicate(bits)
-
-
-def _maximum(m: Module, values: Sequence[Value]) -> Value:
-    """Largest of unsigned values, by a tree."""
-    if len(values) == 1:
-        return values[0]
-    half = (len(values) + 1) // 2
-    left, right = _maximum(m, values[:half]), _maximum(m, values[half:])
-    # The sign of a difference is a shorter way than a comparison's carry output.
-    difference = wire(m, right - left, "difference")
-    return wire(m, Mux(difference[-1], left, right), "maximum")

@@ -158,8 +158,8 @@ class BoardTop(Elaboratable):
         m.submodules.design = design = HostedDecoder(**self._parameters)
 
         uart = platform.request("uart", 0, dir="-")
-        m.submodules.rx_buffer = rx_buffer = io.Buffer("i", uart.rx)
-        m.submodules.tx_buffer = tx_buffer = io.Buffer("o", uart.tx)
+        m.submodules.rx_buffer = rx_buffer = io.Buffer(io.Direction.Input, uart.rx)
+        m.submodules.tx_buffer = tx_buffer = io.Buffer(io.Direction.Output, uart.tx)
         m.submodules.rx = rx = UartReceiver(clock_hz=self.clock_hz, baud=self._baud)
         m.submodules.tx = tx = UartTransmitter(clock_hz=self.clock_hz, baud=self._baud)
         link(m, rx.o, design.i_byte)
@@ -177,17 +177,17 @@ class BoardTop(Elaboratable):
                 led = platform.request("led", number, dir="-")
             except ResourceError:
                 break
-            m.submodules[f"led_buffer{number}"] = led_buffer = io.Buffer("o", led)
+            m.submodules[f"led_buffer{number}"] = led_buffer = io.Buffer(io.Direction.Output, led)
             m.d.comb += led_buffer.o.eq(light)
         return m
 
     def _build_clock(self, m, platform) -> None:
         clock = platform.request(platform.default_clk, dir="-")
-        m.submodules.clock_buffer = clock_buffer = io.Buffer("i", clock)
+        m.submodules.clock_buffer = clock_buffer = io.Buffer(io.Direction.Input, clock)
         reset = Const(0)
         if platform.default_rst is not None:
             button = platform.request(platform.default_rst, dir="-")
-            m.submodules.reset_buffer = reset_buffer = io.Buffer("i", button)
+            m.submodules.reset_buffer = reset_buffer = io.Buffer(io.Direction.Input, button)
             reset = reset_buffer.i
         kind = EcpPll if self._board.device.family == "ecp5" else Mmcm
         m.submodules.pll = pll = kind(input_hz=self._board.clock_hz, output_hz=self._wanted_hz)

@@ -10,6 +10,7 @@ import dataclasses
 from torch import fx
 
 from mxhw import ops
+from mxhw.compiler.frontend import Node
 from mxhw.dataflow.program import Destination, Operand, Position, Shape, Step, Weights
 from mxhw.errors import UserError
 from mxhw.formats import SCALE_MAX, BlockFormat, parse_format
@@ -98,7 +99,7 @@ class FoldedBinding:
         )
 
 
-def _users(node: fx.Node, target: object) -> list[fx.Node]:
+def _users(node: Node, target: object) -> list[Node]:
     return [user for user in node.users if user.target is target]
 
 
@@ -110,17 +111,17 @@ class _Binder:
         self._words: list[int] = []
         self._program: list[Step] = []
         self._norms: list[MXTensor] = []
-        self._loaded: fx.Node | None = None
+        self._loaded: Node | None = None
         self._layer = -1
         self._macs = 0
-        self._gates: dict[fx.Node, fx.Node] = {}
+        self._gates: dict[Node, Node] = {}
         self._epsilons: set[float] = set()
         self._ropes: set[tuple[int, int, float]] = set()
         self._hidden = 0
         self._heads: set[tuple[int, int]] = set()
         self._projecting = False
 
-    def _constant(self, node: fx.Node) -> MXTensor:
+    def _constant(self, node: Node) -> MXTensor:
         return getattr(self._graph, str(node.target))
 
     def _place(self, key: str, name: str, weight: MXTensor) -> Region:
@@ -133,11 +134,11 @@ class _Binder:
             self._words += words
         return self._regions[key]
 
-    def _refuse(self, node: fx.Node, why: str) -> UserError:
+    def _refuse(self, node: Node, why: str) -> UserError:
         where = node.meta.get("source", node.name)
         return UserError(f"Operator {node.name} ({where}) cannot be bound: {why}")
 
-    def _operand(self, node: fx.Node) -> Operand:
+    def _operand(self, node: Node) -> Operand:
         """Where the engine gets a linear's input, or KEEP if it already holds it."""
         source = node.args[0]
         if source is self._loaded:
@@ -152,7 +153,7 @@ class _Binder:
             raise self._refuse(node, "its input must be a norm, an attention or a gated SiLU")
         return kinds[source.target]
 
-    def _matrix(self, node: fx.Node, key: str, weight: MXTensor, **fields) -> None:
+    def _matrix(self, node: Node, key: str, weight: MXTensor, **fields) -> None:
         region = self._place(key, node.name, weight)
         groups = region.rows // self._rows
         self._macs += region.rows * region.blocks * weight.format.block_size
@@ -168,7 +169,7 @@ class _Binder:
         )
         self._program.append(step)
 
-    def visit(self, node: fx.Node) -> None:
+    def visit(self, node: Node) -> None:
         """Emit the steps of one node."""
         if node.target is ops.embedding:
             table = self._constant(node.args[0])
@@ -197,7 +198,7 @@ class _Binder:
         elif node.target is ops.logits:
             self._loaded_logits(node)
 
-    def _loaded_logits(self, node: fx.Node) -> None:
+    def _loaded_logits(self, node: Node) -> None:
         weight = self._constant(node.args[1])
         self._matrix(
             node,
@@ -207,7 +208,7 @@ class _Binder:
             sampled_only=True,
         )
 
-    def _visit_linear(self, node: fx.Node) -> None:
+    def _visit_linear(self, node: Node) -> None:
         weight = self._constant(node.args[1])
         key = str(node.args[1].target)
         users = list(node.users)
@@ -229,9 +230,7 @@ class _Binder:
         else:
             raise self._refuse(node, f"its reader {user.name} is not one the decoder has")
 
-    def _per_head(
-        self, node: fx.Node, key: str, weight: MXTensor, destination: Destination
-    ) -> None:
+    def _per_head(self, node: Node, key: str, weight: MXTensor, destination: Destination) -> None:
         if not self._projecting:
             raise self._refuse(node, "keys and values must be computed after the queries")
         size = self._head_size
@@ -252,7 +251,7 @@ class _Binder:
             raise UserError("Queries and keys must pass through a Rope to be bound")
         return next(iter(self._ropes))[1]
 
-    def _visit_gated(self, node: fx.Node, user: fx.Node) -> None:
+    def _visit_gated(self, node: Node, user: Node) -> None:
         gate, up = user.args
         if node is not gate and node is not up:
             raise self._refuse(node, "it must be the gate or the factor of a gated SiLU")
@@ -268,14 +267,13 @@ class _Binder:
         key = f"{gate.args[1].target}+{up.args[1].target}"
         self._matrix(node, key, merged, destination=Destination.GATED)
 
-    def _visit_attention(self, node: fx.Node) -> None:
+    def _visit_attention(self, node: Node) -> None:
         probabilities = node.args[0]
         logits = probabilities.args[0]
         heads, kv_heads = logits.kwargs["heads"], logits.kwargs["kv_heads"]
         self._heads.add((heads, kv_heads))
         self._projecting = False
         size = self._head_size
-        layer = {"layer": self._layer}
         scores = [
             Step(
                 name=f"{logits.name}[{head}]",
@@ -286,7 +284,7 @@ class _Binder:
                 groups=Position.GROUPS,
                 destination=Destination.SOFTMAX,
                 head=head * kv_heads // heads,
-                **layer,
+                layer=self._layer,
             )
             for head in range(heads)
         ]
@@ -300,7 +298,7 @@ class _Binder:
                 groups=size // self._rows,
                 destination=Destination.ATTENTION,
                 head=head * kv_heads // heads,
-                **layer,
+                layer=self._layer,
             )
             for head in range(heads)
         ]

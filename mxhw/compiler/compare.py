@@ -259,7 +259,7 @@ def _feed(
     sim: Engine, shape: Shape, steps: list[DecodeStep], stalls: tuple[float, float], seed: int
 ) -> None:
     layout = TokenStep(vocabulary=shape.vocabulary, context=shape.context)
-    payloads = [layout.const(dataclasses.asdict(step)).as_bits() for step in steps]
+    payloads = [layout.const(dataclasses.asdict(step)).as_bits() for step in steps]  # pyright: ignore[reportArgumentType]
     sim.put("i_step", payloads, valid_probability=stalls[0], seed=seed)
     beats = shape.vocabulary // shape.lanes
     for name, count in (

@@ -3,7 +3,7 @@
 import dataclasses
 import operator
 import re
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import fx, nn
 from torch.nn import functional
@@ -18,7 +18,17 @@ from mxhw.models.llama import (
     Rope,
 )
 
-__all__ = ["SUPPORTED_FUNCTIONS", "SUPPORTED_MODULES", "capture", "check_supported", "source_line"]
+__all__ = [
+    "Node",
+    "SUPPORTED_FUNCTIONS",
+    "SUPPORTED_MODULES",
+    "capture",
+    "check_supported",
+    "source_line",
+]
+
+Node: TypeAlias = Any
+"""A torch.fx node, whose arguments have no useful static types."""
 
 SUPPORTED_MODULES: dict[type[nn.Module], str] = {
     nn.Embedding: "torch.nn.Embedding",

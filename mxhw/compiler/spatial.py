@@ -10,6 +10,7 @@ from torch import fx
 from mxhw import ops
 from mxhw.arith.shapes import BlockBeat
 from mxhw.compiler.binding import engine_format
+from mxhw.compiler.frontend import Node
 from mxhw.compiler.passes import LoweringOptions
 from mxhw.dataflow.linear import Linear
 from mxhw.dataflow.link import link
@@ -73,7 +74,7 @@ def bind_spatial(
         With the first node that is something else, or has more than one reader.
     """
     units: list[tuple[str, Any]] = []
-    previous: fx.Node | None = None
+    previous: Any = None
     for node in lowered.graph.nodes:
         if node.op == "placeholder":
             previous = node
@@ -92,8 +93,8 @@ def bind_spatial(
     return SpatialDesign(units, first, last)
 
 
-def _unit(lowered: fx.GraphModule, node: fx.Node, options: LoweringOptions, rows: int) -> Any:
-    format = parse_format(node.kwargs["format"]) if "format" in node.kwargs else None
+def _unit(lowered: fx.GraphModule, node: Node, options: LoweringOptions, rows: int) -> Any:
+    format: Any = parse_format(node.kwargs["format"]) if "format" in node.kwargs else None
     if node.target is ops.linear:
         return Linear(
             weight=getattr(lowered, str(node.args[1].target)),

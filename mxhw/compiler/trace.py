@@ -6,11 +6,13 @@ stream that carries it, so that a simulation can be compared node by node, block
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import fx
 
 from mxhw import ops
+from mxhw.compiler.frontend import Node
 from mxhw.dataflow.program import Destination
 from mxhw.formats import SCALE_BITS
 from mxhw.sw.golden.attention import Probabilities
@@ -31,9 +33,9 @@ class GoldenTrace(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule):
         super().__init__(module, garbage_collect_values=False)
-        self.values: dict[fx.Node, object] = {}
+        self.values: dict[Node, Any] = {}
 
-    def run_node(self, n: fx.Node) -> object:
+    def run_node(self, n: Node) -> Any:
         """Run one node and keep its value."""
         value = super().run_node(n)
         self.values[n] = value
@@ -48,7 +50,7 @@ class Expected:
     -------
     payload, mask : int
         Bits that must agree where the mask is set.
-    node : torch.fx.Node
+    node : torch.Node
     token : int
         Number of the token in the run.
     block : int
@@ -63,7 +65,7 @@ class Expected:
 
     payload: int
     mask: int
-    node: fx.Node
+    node: Node
     token: int
     block: int
     elements: tuple[int, ...]
@@ -79,7 +81,7 @@ _RESULT_STREAMS = {
 }
 
 
-def stream_of(node: fx.Node) -> str | None:
+def stream_of(node: Node) -> str | None:
     """Name of the decoder's stream that carries a node's value; None if it is not observable."""
     target = node.target
     users = [user.target for user in node.users]
@@ -122,7 +124,7 @@ def _pack(elements: Iterable[int], bits: int) -> int:
 
 
 def _block_beats(
-    node: fx.Node, value: MXTensor, token: int, lanes: int, element_bits: int, first_block: int = 0
+    node: Node, value: MXTensor, token: int, lanes: int, element_bits: int, first_block: int = 0
 ) -> list[Expected]:
     size = value.format.block_size
     mask = (1 << (lanes * element_bits + SCALE_BITS)) - 1
@@ -142,7 +144,7 @@ def _block_beats(
 
 
 def _fixed_beats(
-    node: fx.Node, values: torch.Tensor, valid: int, token: int, lanes: int, first: int
+    node: Node, values: torch.Tensor, valid: int, token: int, lanes: int, first: int
 ) -> list[Expected]:
     beats = []
     row = values.flatten().tolist()[:valid]
@@ -154,9 +156,7 @@ def _fixed_beats(
     return beats
 
 
-def _node_beats(
-    node: fx.Node, value: object, token: int, position: int, lanes: int
-) -> list[Expected]:
+def _node_beats(node: Node, value: Any, token: int, position: int, lanes: int) -> list[Expected]:
     target = node.target
     if target is ops.scores:
         heads = value.shape[-2]
@@ -212,7 +212,7 @@ def expected_streams(
         Whether a copy of the logits leaves the decoder.
     """
     streams: dict[str, list[Expected]] = {}
-    gates: dict[fx.Node, list[Expected]] = {}
+    gates: dict[Node, list[Expected]] = {}
     for node, value in trace.values.items():
         name = stream_of(node)
         if name is None or (not sampled and node.target in (ops.logits, ops.argmax)):

@@ -381,7 +381,7 @@ class RmsNorm(wiring.Component):
     def _weight(self, m: Module, issue: Value):
         """The next beat of weights, three cycles after its vector's beat was addressed."""
         shape = self.i.payload.shape()
-        rows = _weight_rows(self._weights, self._lanes)
+        rows = _weight_rows(self._weights, self._lanes)  # pyright: ignore[reportArgumentType]
         m.submodules.weights = weights = memory.Memory(
             shape=unsigned(Shape.cast(shape).width),
             depth=len(rows),

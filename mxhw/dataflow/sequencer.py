@@ -102,7 +102,7 @@ class Sequencer(wiring.Component):
             layout.encode(step, last=index == last_index)
             for index, step in enumerate(self._program)
         ]
-        m.submodules.store = store = memory.Memory(shape=layout, depth=max(len(init), 2), init=init)
+        m.submodules.store = store = memory.Memory(shape=layout, depth=max(len(init), 2), init=init)  # pyright: ignore[reportArgumentType, reportCallIssue]
         port = store.read_port(domain="sync")
         token = Signal(self.i_step.payload.shape())
         counter = Signal(range(max(len(init), 2)))

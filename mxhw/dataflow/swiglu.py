@@ -323,7 +323,7 @@ class _SiluUnit(wiring.Component):
         # One less than the count, so that the sign bit says "none".
         unused = Signal(signed(bits_for(self._ring_depth) + 1), init=-1)
         count(m, unused, up=moved & second, down=used)
-        return ~unused[-1]
+        return ~unused[-1]  # pyright: ignore[reportReturnType]
 
     def _group(
         self, m: Module, queue: StreamFifo, step: Value, name: str

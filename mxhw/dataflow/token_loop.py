@@ -76,7 +76,7 @@ def set_message(
 
 def _resize(value, width: int) -> Signal:
     # Zero-extends an unsigned value.
-    return Cat(value, Const(0, width - len(value)))
+    return Cat(value, Const(0, width - len(value)))  # pyright: ignore[reportReturnType]
 
 
 class TokenLoop(wiring.Component):
@@ -220,7 +220,7 @@ class TokenLoop(wiring.Component):
                     with m.If(self.kind == Request.GENERATE):
                         m.next = "OPTIONS"
                     with m.Elif(too_long):
-                        refuse(ErrorCode.PROMPT_TOO_LONG, free)
+                        refuse(ErrorCode.PROMPT_TOO_LONG, free)  # pyright: ignore[reportArgumentType]
 
             # PROMPT and STEP: all tokens are checked before the first is fed. A word of the buffer
             # is there two cycles after its address.
@@ -235,7 +235,7 @@ class TokenLoop(wiring.Component):
                 m.d.sync += index.eq(index + 1)
                 m.next = "CHECK"
                 with m.If(self.word >= self._vocabulary):
-                    refuse(ErrorCode.TOKEN_RANGE, index)
+                    refuse(ErrorCode.TOKEN_RANGE, index)  # pyright: ignore[reportArgumentType]
             with m.State("FEED"):
                 m.next = "FEED_READ"
                 with m.If(index == words):

@@ -114,7 +114,7 @@ class UartReceiver(wiring.Component):
         self._period = bit_period(clock_hz, baud)
         super().__init__(
             {
-                "rx": In(1, init=1),
+                "rx": In(1, init=1),  # pyright: ignore[reportCallIssue]
                 "o": Out(stream.Signature(unsigned(8))),
                 "framing_error": Out(1),
                 "overrun": Out(1),
@@ -187,7 +187,7 @@ class UartTransmitter(wiring.Component):
 
     def __init__(self, *, clock_hz: int, baud: int):
         self._period = bit_period(clock_hz, baud)
-        super().__init__({"i": In(stream.Signature(unsigned(8))), "tx": Out(1, init=1)})
+        super().__init__({"i": In(stream.Signature(unsigned(8))), "tx": Out(1, init=1)})  # pyright: ignore[reportCallIssue]
 
     def elaborate(self, platform):
         """Build the transmitter."""

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from mxhw.arith.shapes import BlockWord
-from mxhw.sw.packing import pack_matrix
 from mxhw.dataflow.weight_memory import WeightMemory, WordDecoder
 from mxhw.formats import BlockFormat, parse_format
 from mxhw.sw.golden import quantize
+from mxhw.sw.packing import pack_matrix
 from tests.support import check_stream, unpack
 
 MXINT8 = BlockFormat.mxint(8)
@@ -59,8 +59,6 @@ def test_decoded_words_have_the_same_values(name):
 
 
 def test_decoder_refuses_a_narrow_target():
-    message = (
-        r"^Format to decode to must be an integer format that holds mxfp6_e3m2, not mxint8$"
-    )
+    message = r"^Format to decode to must be an integer format that holds mxfp6_e3m2, not mxint8$"
     with pytest.raises(ValueError, match=message):
         WordDecoder(from_format=parse_format("mxfp6_e3m2"), to_format=MXINT8, rows=1)

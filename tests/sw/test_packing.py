@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from mxhw.arith.shapes import BlockWord
-from mxhw.sw.packing import interleave_blocks, pack_matrix, pack_words, unpack_words
 from mxhw.errors import UserError
 from mxhw.formats import parse_format
 from mxhw.sw.golden import quantize
+from mxhw.sw.packing import interleave_blocks, pack_matrix, pack_words, unpack_words
 from tests.support import unpack
 
 

@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from mxhw import ops
-from mxhw.compiler.frontend import source_line
+from mxhw.compiler.frontend import Node, source_line
 from mxhw.compiler.passes.base import GraphPass, LoweringOptions
 from mxhw.compiler.passes.simplify import swiglu_marker
 from mxhw.errors import UserError
@@ -20,7 +20,7 @@ from mxhw.sw.golden.tensor import quantize
 __all__ = ["AppendArgmax", "AssignFormats", "LowerOperators"]
 
 
-def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+def _module(graph: fx.GraphModule, node: Node) -> nn.Module | None:
     return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
@@ -36,7 +36,7 @@ class AssignFormats(GraphPass):
             node.meta["format"] = options.activation_format if narrow else options.wide_format
 
     @staticmethod
-    def _reads_narrow(module: fx.GraphModule, user: fx.Node) -> bool:
+    def _reads_narrow(module: fx.GraphModule, user: Node) -> bool:
         return isinstance(_module(module, user), (nn.Linear, CausalAttention, KeyValueCache))
 
 
@@ -53,7 +53,7 @@ class LowerOperators(GraphPass):
         self._module = module
         self._options = options
         self._constants: dict[tuple[int, float, str], str] = {}
-        self._replaced: dict[fx.Node, Any] = {}
+        self._replaced: dict[Node, Any] = {}
         # Only a model with an embedding ends in logits; another one ends in MX blocks.
         self._has_vocabulary = any(
             isinstance(_module(module, n), nn.Embedding) for n in module.graph.nodes
@@ -64,7 +64,7 @@ class LowerOperators(GraphPass):
             with module.graph.inserting_before(node):
                 new = self._lower(node)
             self._replaced[node] = new
-            if isinstance(new, fx.Node):
+            if isinstance(new, Node):
                 new.meta.update(node.meta, source=source_line(node), origin=str(node.target))
                 new.stack_trace = node.stack_trace
                 node.replace_all_uses_with(new)
@@ -73,10 +73,10 @@ class LowerOperators(GraphPass):
                 node.users.clear()
                 module.graph.erase_node(node)
 
-    def _call(self, function: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    def _call(self, function: Any, *args: Any, **kwargs: Any) -> Node:
         return self._module.graph.call_function(function, args, kwargs)
 
-    def _constant(self, tensor: torch.Tensor, scale: float, format: BlockFormat) -> fx.Node:
+    def _constant(self, tensor: torch.Tensor, scale: float, format: BlockFormat) -> Node:
         key = (tensor.data_ptr(), scale, format.name)
         if key not in self._constants:
             name = f"constant_{len(self._constants)}"
@@ -84,7 +84,7 @@ class LowerOperators(GraphPass):
             self._constants[key] = name
         return self._module.graph.create_node("get_attr", self._constants[key])
 
-    def _check_width(self, node: fx.Node, what: str, width: int) -> None:
+    def _check_width(self, node: Node, what: str, width: int) -> None:
         size = self._options.activation_format.block_size
         if width % size:
             raise UserError(
@@ -92,7 +92,7 @@ class LowerOperators(GraphPass):
                 f"not {width}"
             )
 
-    def _lower(self, node: fx.Node) -> Any:
+    def _lower(self, node: Node) -> Any:
         format = node.meta["format"].name
         if node.op == "call_function":
             return self._lower_function(node, format)
@@ -128,7 +128,7 @@ class LowerOperators(GraphPass):
             return self._call(_positions, node.args[0])
         raise UserError(f"Module {type(inner).__name__} at {source_line(node)} has no operator")
 
-    def _lower_linear(self, node: fx.Node, inner: nn.Linear, format: str) -> fx.Node:
+    def _lower_linear(self, node: Node, inner: nn.Linear, format: str) -> Node:
         self._check_width(node, "Input width of the Linear", inner.in_features)
         self._check_width(node, "Output width of the Linear", inner.out_features)
         scale = node.meta.get("weight_scale", 1.0)
@@ -137,7 +137,7 @@ class LowerOperators(GraphPass):
             return self._call(ops.logits, node.args[0], weight)
         return self._call(ops.linear, node.args[0], weight, format=format)
 
-    def _lower_function(self, node: fx.Node, format: str) -> Any:
+    def _lower_function(self, node: Node, format: str) -> Any:
         if node.target is operator.add:
             return self._call(ops.add, *node.args, format=format)
         if node.target is swiglu_marker:
@@ -149,7 +149,7 @@ class LowerOperators(GraphPass):
             return pair[node.args[1]]
         raise UserError(f"Function {node.target} at {source_line(node)} has no operator")
 
-    def _lower_cache(self, node: fx.Node, inner: KeyValueCache) -> tuple[fx.Node, fx.Node]:
+    def _lower_cache(self, node: Node, inner: KeyValueCache) -> tuple[Node, Node]:
         context, kv_heads, head_size = inner.keys.shape
         keys, values, position = node.args
         result = []
@@ -167,7 +167,7 @@ class LowerOperators(GraphPass):
             result.append(new)
         return result[0], result[1]
 
-    def _lower_attention(self, node: fx.Node, inner: CausalAttention, format: str) -> fx.Node:
+    def _lower_attention(self, node: Node, inner: CausalAttention, format: str) -> Node:
         query, keys, values, position = (self._replaced.get(a, a) for a in node.args)
         self._check_width(node, "Head size", inner.head_size)
         narrow = self._options.activation_format.name
@@ -202,7 +202,7 @@ class AppendArgmax(GraphPass):
     def run(self, module: fx.GraphModule, options: LoweringOptions) -> None:
         output = next(n for n in module.graph.nodes if n.op == "output")
         result = output.args[0]
-        if not isinstance(result, fx.Node) or result.target is not ops.logits:
+        if not isinstance(result, Node) or result.target is not ops.logits:
             return
         with module.graph.inserting_before(output):
             token = module.graph.call_function(ops.argmax, (result,))

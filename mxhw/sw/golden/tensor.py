@@ -1,6 +1,7 @@
 """MX tensors and the one quantiser: integer codes, scale bytes, exact rounding."""
 
 import dataclasses
+from typing import Any
 
 import torch
 
@@ -69,7 +70,7 @@ class MXTensor:
         value = torch.ldexp(self.significands().to(torch.float64), self.exponents().unsqueeze(-1))
         return value.flatten(-2).to(torch.float32)
 
-    def __getitem__(self, index: object) -> "MXTensor":
+    def __getitem__(self, index: Any) -> "MXTensor":
         """Index the leading axes; the blocked axis stays whole."""
         return MXTensor(self.elements[index], self.scales[index], self.format)
 
