@@ -64,7 +64,7 @@ class LowerOperators(GraphPass):
             with module.graph.inserting_before(node):
                 new = self._lower(node)
             self._replaced[node] = new
-            if isinstance(new, Node):
+            if isinstance(new, fx.Node):
                 new.meta.update(node.meta, source=source_line(node), origin=str(node.target))
                 new.stack_trace = node.stack_trace
                 node.replace_all_uses_with(new)
@@ -202,7 +202,7 @@ class AppendArgmax(GraphPass):
     def run(self, module: fx.GraphModule, options: LoweringOptions) -> None:
         output = next(n for n in module.graph.nodes if n.op == "output")
         result = output.args[0]
-        if not isinstance(result, Node) or result.target is not ops.logits:
+        if not isinstance(result, fx.Node) or result.target is not ops.logits:
             return
         with module.graph.inserting_before(output):
             token = module.graph.call_function(ops.argmax, (result,))
