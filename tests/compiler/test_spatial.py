@@ -14,7 +14,7 @@ from mxhw.errors import UserError
 from mxhw.models.llama import RMSNorm
 from mxhw.sw.golden import quantize
 from tests.support import check_stream, pack_lanes
-from tests.tiny import one_build_at_a_time
+from tests.tiny import one_build_at_a_time, quick_build
 
 OPTIONS = LoweringOptions()
 ROWS = 4
@@ -47,7 +47,7 @@ def test_mlp_equals_golden_under_stalls():
     golden = graph(inputs)
     assert golden.format == OPTIONS.wide_format
     assert len(set(golden.elements.flatten().tolist())) > 50
-    with one_build_at_a_time():
+    with one_build_at_a_time(), quick_build():
         check_stream(design, {"i": beats(inputs)}, {"o": beats(golden)}, engine="cxxrtl")
 
 

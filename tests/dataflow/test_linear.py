@@ -9,7 +9,7 @@ from mxhw.formats import parse_format
 from mxhw.sw.golden import quantize
 from mxhw.sw.golden.linear import linear
 from tests.support import check_stream, measure_latency_and_interval, pack_lanes
-from tests.tiny import one_build_at_a_time
+from tests.tiny import one_build_at_a_time, quick_build
 
 NARROW, WIDE = parse_format("mxint8"), parse_format("mxint16")
 
@@ -34,7 +34,7 @@ def test_vectors_against_golden(format):
     weight = quantize(torch.randn(32, 64, dtype=torch.float64), parse_format(format))
     vectors = quantize(torch.randn(4, 64, dtype=torch.float64), NARROW)
     expected = beats(linear(vectors, weight, WIDE), 2)
-    with one_build_at_a_time():
+    with one_build_at_a_time(), quick_build():
         check_stream(unit_of(weight), {"i": beats(vectors, 2)}, {"o": expected}, engine="cxxrtl")
         timing = measure_latency_and_interval(
             unit_of(weight), {"i": beats(vectors, 2)}, "o", len(expected), groups=4, engine="cxxrtl"
