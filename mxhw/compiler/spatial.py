@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """Spatial binding: a unit for each node, linked as the graph is."""
 
 from typing import Any

@@ -40,11 +40,11 @@ class Embedding(wiring.Component):
 
     Timing
     ------
-    One beat a cycle, ``block_size / lanes`` cycles a word.
+    One beat a cycle, ``block_size / lanes + 1`` cycles a word.
 
     Cost
     ----
-    A multiplexer of a word to a beat, and a quantiser.
+    A register of one block and a quantiser.
     """
 
     def __init__(
@@ -94,25 +94,31 @@ class Embedding(wiring.Component):
         beats = self._format.block_size // self._lanes
         beat = Signal(range(beats))
         word = Signal(range(self._blocks))
-        # The word waits at the input until its last beat has been chosen from it.
-        chosen = self.i.payload[self.i_command.payload.row]
-        codes = chosen.elements.as_value()
-        lanes = codes.word_select(beat, bits * self._lanes).as_unsigned()
-        offered = self.i.valid & self.i_command.valid
+        # The row is registered first: words come straight from block RAM, which is slow.
+        block = Signal(BlockBeat(format=self._format, lanes=self._format.block_size))
+        held = Signal()
+        take = Signal()
         last = beat == beats - 1
+        codes = block.elements.as_value()
+        lanes = codes.as_unsigned().word_select(beat, bits * self._lanes)
         m.d.comb += [
-            queue.i.valid.eq(offered),
+            take.eq(self.i.valid & self.i_command.valid & ~held),
+            self.i.ready.eq(take),
+            self.i_command.ready.eq(take & (word == self._blocks - 1)),
+            queue.i.valid.eq(held),
             queue.i.payload.exponent.eq(
-                chosen.scale - (SCALE_BIAS + self._format.element.fraction_bits)
+                block.scale - (SCALE_BIAS + self._format.element.fraction_bits)
             ),
-            self.i.ready.eq(offered & queue.i.ready & last),
-            self.i_command.ready.eq(self.i.ready & (word == self._blocks - 1)),
         ]
         for lane in range(self._lanes):
             code = lanes[lane * bits : (lane + 1) * bits].as_signed()
             m.d.comb += queue.i.payload.mantissas[lane].eq(code)
-        with m.If(offered & queue.i.ready):
-            m.d.sync += beat.eq(Mux(last, 0, beat + 1))
-        with m.If(self.i.ready):
-            m.d.sync += word.eq(Mux(word == self._blocks - 1, 0, word + 1))
+        with m.If(take):
+            m.d.sync += [
+                block.eq(self.i.payload[self.i_command.payload.row]),
+                held.eq(1),
+                word.eq(Mux(word == self._blocks - 1, 0, word + 1)),
+            ]
+        with m.If(held & queue.i.ready):
+            m.d.sync += [beat.eq(Mux(last, 0, beat + 1)), held.eq(~last)]
         return m

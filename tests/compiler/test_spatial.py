@@ -58,8 +58,7 @@ class Branch(nn.Module):
         self.second = nn.Linear(32, 32, bias=False)
 
     def forward(self, x):
-        y = self.first(x)
-        return y + self.second(y)
+        return self.first(x) + self.second(x)
 
 
 class Gated(Branch):
