@@ -126,8 +126,7 @@ class _Scheduler:
 
     def _embed(self, blocks: int) -> None:
         beats = self._shape.beats_per_block
-        # A word passes with its last beat.
-        first = self._sequencer + self._d["memory"] + beats - 1 + self._d["embedding"]
+        first = self._sequencer + self._d["memory"] + self._d["embedding"]
         self._normalise([first + beat for beat in range(blocks * beats)])
 
     def _load(self, operand: Operand, blocks: int, start: int) -> int:

@@ -71,8 +71,8 @@ class Embedding(wiring.Component):
 
     @property
     def latency(self) -> int:
-        """Cycles from a word's transfer to the first beat of its block."""
-        return self._quantizer().latency + 1
+        """Cycles from a word's transfer to its first beat."""
+        return self._quantizer().latency + 1 + self._format.block_size // self._lanes
 
     def _quantizer(self) -> Quantizer:
         return Quantizer(
