@@ -109,7 +109,7 @@ def _engine(b: FoldedBinding) -> UnitCost:
 
 def _weights(b: FoldedBinding) -> UnitCost:
     bits = b.shape.rows * b.weight_format.block_bits
-    return UnitCost(60, bits + 5, 0, _block_rams(bits, len(b.words)))
+    return UnitCost(60, 25, 0, _block_rams(bits, len(b.words)))
 
 
 def _word_decoder(b: FoldedBinding) -> UnitCost:
@@ -122,7 +122,6 @@ def _word_decoder(b: FoldedBinding) -> UnitCost:
 def _caches(b: FoldedBinding) -> dict[str, UnitCost]:
     shape = b.shape
     bits = b.activation_format.element.bits
-    word = shape.rows * b.activation_format.block_bits
     words = shape.layers * shape.kv_heads * shape.context
     columns = [bits] * shape.block_size
     key = column_cost(depth=words // shape.rows, rows=shape.rows, widths=[*columns, SCALE_BITS])
@@ -130,8 +129,8 @@ def _caches(b: FoldedBinding) -> dict[str, UnitCost]:
     value = column_cost(depth=positions * shape.value_groups, rows=shape.rows, widths=columns)
     scales = _block_rams(shape.rows * 9, -(-words // shape.rows))
     return {
-        "keys": UnitCost(107, word + 31, 0, key["block_rams"]),
-        "values": UnitCost(218, word + 140, 0, value["block_rams"] + scales),
+        "keys": UnitCost(107, 31, 0, key["block_rams"]),
+        "values": UnitCost(218, 140, 0, value["block_rams"] + scales),
     }
 
 
@@ -176,6 +175,8 @@ def _control(b: FoldedBinding) -> dict[str, UnitCost]:
         "operands": _queue(beat, shape.max_blocks * shape.beats_per_block),
         "queries": head,
         "attended": head,
+        "fixed_queues": UnitCost(2 * _queue(24 * shape.lanes, 2).lut, 24 * shape.lanes + 25),
+        "scales_queue": _queue(SCALE_BITS * shape.lanes, 2),
         "commands": UnitCost(queues * 36, queues * 9),
         "host": UnitCost(*_HOST[:2], 0, _HOST[2]),
         "link": UnitCost(_LINK, 96),
