@@ -17,7 +17,7 @@ from mxhw.formats import SCALE_BIAS, SCALE_BITS, BlockFormat
 
 __all__ = ["ValueCache"]
 
-_READ_LATENCY = 2
+_READ_LATENCY = 1
 
 
 class ValueCache(wiring.Component):
