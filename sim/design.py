@@ -199,7 +199,8 @@ def collect(
         "estimate": estimate,
         "build_seconds": {
             "steps": dict(seconds) or None,
-            "total": _total(seconds, lambda _: True),
+            # A build that did not reach its bitstream has no total.
+            "total": _total(seconds, lambda _: True) if "bitstream" in seconds else None,
             "total_limit": TARGET_BUILD_SECONDS,
             "to_simulation": _total(seconds, lambda name: name in TO_SIMULATION),
             "to_simulation_limit": TARGET_TO_SIMULATION_SECONDS,
