@@ -358,7 +358,9 @@ def test_as_a_program(tmp_path):
 
 def test_a_program_that_is_interrupted_ends_in_one_line(tmp_path):
     code = textwrap.dedent("""
-        import sys, time
+        import signal, sys, time
+        # A shell's background job is started with the signal ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         from mxhw import build
         from mxhw.compiler import pipeline
         def wait(context, out):
