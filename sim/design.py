@@ -24,7 +24,7 @@ from mxhw.compiler.context import Context, Settings
 from mxhw.compiler.progress import Progress, make_progress
 from mxhw.errors import MxhwError, UserError
 
-TARGET_CLOCK_MHZ = 60.0
+TARGET_CLOCK_MHZ = 65.0
 TARGET_TOKENS_PER_SECOND = 8_000
 TARGET_SIMULATION_RATIO = 100
 TARGET_PERPLEXITY_RATIO = 1.005

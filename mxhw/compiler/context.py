@@ -125,7 +125,7 @@ class Settings:
     bitstream: bool = False
     weight_format: str = "mxint8"
     activation_format: str = "mxint8"
-    clock_mhz: float = 60.0
+    clock_mhz: float = 65.0
     tokens: int = 256
     prompt: str = "Once upon a time"
 
