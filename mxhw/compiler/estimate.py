@@ -14,7 +14,7 @@ from mxhw.compiler.binding import FoldedBinding, bind
 from mxhw.compiler.elaborate import elaborate
 from mxhw.compiler.passes import LoweringOptions
 from mxhw.compiler.schedule import schedule_token
-from mxhw.dataflow.key_cache import column_cost
+from mxhw.dataflow.key_cache import block_rams, column_cost
 from mxhw.errors import UserError
 from mxhw.formats import SCALE_BITS
 
@@ -25,7 +25,6 @@ ROW_CHOICES = (8, 4, 2)
 
 _LINK = 60
 _HOST = (1150, 740, 1)
-_BLOCK_RAM_SHAPES = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +73,6 @@ class Estimate:
         return self.binding.useful_macs(context) / (self.binding.multipliers * cycles)
 
 
-def _block_rams(width: int, depth: int) -> int:
-    return min(-(-width // wide) * -(-depth // deep) for wide, deep in _BLOCK_RAM_SHAPES)
-
-
 def _queue(bits: int, depth: int) -> UnitCost:
     """A queue in distributed memory of 16 rows by 4 bits a cell."""
     cells = -(-bits // 4) * -(-depth // 16)
@@ -109,7 +104,7 @@ def _engine(b: FoldedBinding) -> UnitCost:
 
 def _weights(b: FoldedBinding) -> UnitCost:
     bits = b.shape.rows * b.weight_format.block_bits
-    return UnitCost(60, 25, 0, _block_rams(bits, len(b.words)))
+    return UnitCost(60, 25, 0, block_rams(bits, len(b.words)))
 
 
 def _word_decoder(b: FoldedBinding) -> UnitCost:
@@ -127,7 +122,7 @@ def _caches(b: FoldedBinding) -> dict[str, UnitCost]:
     key = column_cost(depth=words // shape.rows, rows=shape.rows, widths=[*columns, SCALE_BITS])
     positions = shape.layers * shape.kv_heads * -(-shape.context // shape.block_size)
     value = column_cost(depth=positions * shape.value_groups, rows=shape.rows, widths=columns)
-    scales = _block_rams(shape.rows * 9, -(-words // shape.rows))
+    scales = block_rams(shape.rows * 9, -(-words // shape.rows))
     return {
         "keys": UnitCost(107, 31, 0, key["block_rams"]),
         "values": UnitCost(218, 140, 0, value["block_rams"] + scales),
@@ -148,11 +143,11 @@ def _pointwise(b: FoldedBinding) -> dict[str, UnitCost]:
         "norm": UnitCost(
             *_lanes_part(2893, 1376, lanes),
             2 * lanes + (1 if dim_is_power else 2),
-            _block_rams(lanes * b.wide_format.element.bits, norm_words) // 2 + 1,
+            block_rams(lanes * b.wide_format.element.bits, norm_words) // 2 + 1,
         ),
-        "rope": UnitCost(*_lanes_part(1046, 513, lanes), 4, _block_rams(32, rope_words)),
+        "rope": UnitCost(*_lanes_part(1046, 513, lanes), 4, block_rams(32, rope_words)),
         "softmax": UnitCost(
-            2281 * softmax_scale, 1298 * softmax_scale, 0, _block_rams(24 * lanes, shape.context)
+            2281 * softmax_scale, 1298 * softmax_scale, 0, block_rams(24 * lanes, shape.context)
         ),
         "attention": UnitCost(*_lanes_part(1363, 555, lanes), 3),
         "gated": UnitCost(2096 * b.gated_lanes, 1290 * b.gated_lanes, 4 * b.gated_lanes),

@@ -68,12 +68,17 @@ def check_cache(
         raise ValueError(f"Lanes of a cache must divide the block size ({size}), not {lanes!r}")
 
 
+def block_rams(width: int, depth: int) -> int:
+    """ECP5 block RAMs of a memory, in the shape that takes the fewest."""
+    return min(-(-width // wide) * -(-depth // deep) for wide, deep in _BLOCK_RAM_SHAPES)
+
+
 def column_cost(*, depth: int, rows: int, widths: Sequence[int]) -> dict[str, int]:
     """Cost of a :class:`ColumnMemory`; a cell of 8 bits takes 9 of a block RAM."""
     blocks = 0
     for width in widths:
         stored = rows * (9 * -(-width // 9) if width >= 8 else width)
-        blocks += min(-(-stored // wide) * -(-depth // deep) for wide, deep in _BLOCK_RAM_SHAPES)
+        blocks += block_rams(stored, depth)
     return {"multipliers": 0, "memory_bits": 0, "block_rams": blocks}
 
 
