@@ -16,7 +16,7 @@ from mxhw.errors import UserError
 
 __all__ = ["DEFAULT_BAUD", "TIMEOUT_BITS", "BoardTop", "HostedDecoder", "achievable_hz"]
 
-DEFAULT_BAUD = 1_000_000
+DEFAULT_BAUD = 2_000_000
 """Baud rate that is meant where none is given."""
 
 TIMEOUT_BITS = 4096

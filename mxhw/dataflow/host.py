@@ -10,8 +10,8 @@ from amaranth.lib.wiring import In, Out
 
 from mxhw.dataflow.frames import FrameReceiver, FrameTransmitter, Message, MessageSource
 from mxhw.dataflow.link import link
+from mxhw.dataflow.program import TokenStep
 from mxhw.dataflow.token_loop import (
-    DecoderStep,
     TokenLoop,
     check_sizes,
     logits_shape,
@@ -54,7 +54,7 @@ class HostController(wiring.Component):
         Bytes to the host.
     line_error : In(1)
         High for one cycle for each byte that the line lost; only counted.
-    o_step : Out(stream.Signature(DecoderStep(...)))
+    o_step : Out(stream.Signature(TokenStep(...)))
         Steps for the decoder.
     i_token : In(stream.Signature(token_shape(vocabulary)))
         One token for each step with ``sample``.
@@ -105,7 +105,7 @@ class HostController(wiring.Component):
             name=name,
         ).encode()
         self._timeout_cycles = timeout_cycles
-        step = DecoderStep(vocabulary=vocabulary, context=context)
+        step = TokenStep(vocabulary=vocabulary, context=context)
         super().__init__(
             {
                 "i_byte": In(stream.Signature(unsigned(8))),

@@ -201,7 +201,11 @@ class StepWord(data.StructLayout):
 
 
 class TokenStep(data.StructLayout):
-    """One token for the decoder: what to feed at which position and what is wanted of it."""
+    """One token for the decoder: what to feed at which position and what is wanted of it.
+
+    With ``sample`` the head is run and the next token is delivered; with ``logits``, which implies
+    ``sample``, the logits are delivered too. Position 0 begins a new context.
+    """
 
     def __init__(self, *, vocabulary: int, context: int):
         super().__init__(

@@ -6,10 +6,10 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
 from mxhw.dataflow.frames import LOGIT_BITS, LOGITS_PER_BEAT, Message, MessageSource
+from mxhw.dataflow.program import TokenStep
 from mxhw.sw.host.protocol import ErrorCode, GenerateFlag, Reply, Request, RunState, Status
 
 __all__ = [
-    "DecoderStep",
     "TokenLoop",
     "check_sizes",
     "logits_shape",
@@ -26,24 +26,6 @@ def token_shape(vocabulary: int):
 def logits_shape():
     """Shape of a beat of logits: 4 signed 24-bit numbers with 12 fraction bits."""
     return data.ArrayLayout(signed(LOGIT_BITS), LOGITS_PER_BEAT)
-
-
-class DecoderStep(data.StructLayout):
-    """One step of a decoder: the token at a position, and what the host wants to know after it.
-
-    With ``sample`` the head is run and the next token is delivered; with ``logits``, which implies
-    ``sample``, the logits are delivered too. Position 0 begins a new context.
-    """
-
-    def __init__(self, *, vocabulary: int, context: int):
-        super().__init__(
-            {
-                "token": token_shape(vocabulary),
-                "position": unsigned(bits_for(context - 1)),
-                "sample": unsigned(1),
-                "logits": unsigned(1),
-            }
-        )
 
 
 def check_sizes(vocabulary: int, context: int) -> None:
@@ -115,7 +97,7 @@ class TokenLoop(wiring.Component):
         Payload buffer of the :class:`~mxhw.dataflow.frames.FrameReceiver`.
     o_message : Out(stream.Signature(Message()))
         Replies.
-    o_step : Out(stream.Signature(DecoderStep(...)))
+    o_step : Out(stream.Signature(TokenStep(...)))
         Steps of the decoder.
     i_token : In(stream.Signature(token_shape(vocabulary)))
         Tokens that the decoder produced.
@@ -125,7 +107,7 @@ class TokenLoop(wiring.Component):
         check_sizes(vocabulary, context)
         self._vocabulary = vocabulary
         self._context = context
-        step = DecoderStep(vocabulary=vocabulary, context=context)
+        step = TokenStep(vocabulary=vocabulary, context=context)
         super().__init__(
             {
                 "start": In(1),

@@ -6,7 +6,8 @@ from amaranth.lib.wiring import In, Out
 
 from mxhw.dataflow.host import HostController
 from mxhw.dataflow.link import link
-from mxhw.dataflow.token_loop import DecoderStep, logits_shape, token_shape
+from mxhw.dataflow.program import TokenStep
+from mxhw.dataflow.token_loop import logits_shape, token_shape
 
 
 def next_token(token, position, vocabulary):
@@ -25,7 +26,7 @@ class FakeDecoder(wiring.Component):
     def __init__(self, *, vocabulary, context, delay=5):
         self._vocabulary = vocabulary
         self._delay = delay
-        step = DecoderStep(vocabulary=vocabulary, context=context)
+        step = TokenStep(vocabulary=vocabulary, context=context)
         super().__init__(
             {
                 "i_step": In(stream.Signature(step)),
