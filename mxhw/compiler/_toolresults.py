@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mxhw.boards.catalog import Resources
 from mxhw.errors import BuildError
@@ -13,10 +14,12 @@ __all__ = [
     "CriticalPath",
     "PathSegment",
     "TimingReport",
-    "read_cell_counts",
+    "count_cells",
+    "read_netlist",
     "read_route_report",
     "resources_of_cells",
     "resources_of_utilisation",
+    "top_module",
 ]
 
 
@@ -76,8 +79,8 @@ class TimingReport:
         return all(clock.met for clock in self.clocks)
 
 
-def read_cell_counts(netlist: Path) -> dict[str, int]:
-    """Return how many cells of each type a flat netlist of Yosys has.
+def read_netlist(netlist: Path) -> dict[str, Any]:
+    """Read a flat netlist of Yosys.
 
     Raises
     ------
@@ -86,13 +89,24 @@ def read_cell_counts(netlist: Path) -> dict[str, int]:
     """
     try:
         with netlist.open(encoding="utf-8") as file:
-            modules = json.load(file)["modules"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            document = json.load(file)
+        top_module(document)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise BuildError(f"Netlist '{netlist.name}' cannot be read: {error}") from error
-    counts: Counter[str] = Counter()
-    for module in modules.values():
+    return document
+
+
+def top_module(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the top module of a netlist; LookupError if there is none."""
+    for module in document["modules"].values():
         if int(str(module.get("attributes", {}).get("top", "0")), 2):
-            counts.update(cell["type"] for cell in module["cells"].values())
+            return module
+    raise LookupError("it has no top module")
+
+
+def count_cells(module: dict[str, Any]) -> dict[str, int]:
+    """Return how many cells of each type a module of a netlist has."""
+    counts = Counter(cell["type"] for cell in module["cells"].values())
     counts.pop("$scopeinfo", None)
     return dict(sorted(counts.items()))
 

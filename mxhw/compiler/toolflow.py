@@ -19,12 +19,15 @@ from typing import Any
 
 from mxhw.boards.catalog import Board, Resources, Toolchain
 from mxhw.boards.platforms import create_platform
+from mxhw.compiler._multipliers import align_factors
 from mxhw.compiler._toolresults import (
     TimingReport,
-    read_cell_counts,
+    count_cells,
+    read_netlist,
     read_route_report,
     resources_of_cells,
     resources_of_utilisation,
+    top_module,
 )
 from mxhw.compiler._tools import (
     OnProgress,
@@ -125,7 +128,11 @@ def synthesise(
             parser=ProgressParser("synthesis", on_progress),
         )
         netlist = work.path / f"{TOP}.json"
-        cells = read_cell_counts(netlist)
+        document = read_netlist(netlist)
+        module = top_module(document)
+        align_factors(module)
+        netlist.write_text(json.dumps(document, separators=(",", ":")), encoding="utf-8")
+        cells = count_cells(module)
         work.keep(f"{TOP}.il", f"{TOP}.json", "synthesis.log")
     return Synthesis(
         netlist=Path(build_dir) / f"{TOP}.json",
@@ -305,7 +312,8 @@ def write_vendor_project(
                 log=work.path / "estimate.log",
                 parser=ProgressParser("synthesis", on_progress),
             )
-            resources = resources_of_cells(read_cell_counts(work.path / f"{TOP}.json"))
+            module = top_module(read_netlist(work.path / f"{TOP}.json"))
+            resources = resources_of_cells(count_cells(module))
             names.append("estimate.log")
         work.keep(*names)
     return [Path(build_dir) / name for name in plan.files], resources

@@ -10,7 +10,7 @@ from mxhw.boards.catalog import BOARDS, Resources
 from mxhw.boards.wrapper import BoardTop
 from mxhw.compiler import _tools, toolflow
 from mxhw.compiler._toolresults import (
-    read_cell_counts,
+    read_netlist,
     read_route_report,
     resources_of_cells,
 )
@@ -294,7 +294,7 @@ def test_unreadable_results(tmp_path):
     bad = tmp_path / "bad.json"
     bad.write_text("{}")
     with pytest.raises(BuildError, match=r"^Netlist 'bad.json' cannot be read: "):
-        read_cell_counts(bad)
+        read_netlist(bad)
     with pytest.raises(BuildError, match=r"^Report 'bad.json' cannot be read: "):
         read_route_report(bad)
 
