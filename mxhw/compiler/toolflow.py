@@ -19,6 +19,7 @@ from typing import Any
 
 from mxhw.boards.catalog import Board, Resources, Toolchain
 from mxhw.boards.platforms import create_platform
+from mxhw.compiler._constants import absorb_zeros
 from mxhw.compiler._multipliers import align_factors
 from mxhw.compiler._toolresults import (
     TimingReport,
@@ -131,6 +132,7 @@ def synthesise(
         document = read_netlist(netlist)
         module = top_module(document)
         align_factors(module)
+        absorb_zeros(module)
         netlist.write_text(json.dumps(document, separators=(",", ":")), encoding="utf-8")
         cells = count_cells(module)
         work.keep(f"{TOP}.il", f"{TOP}.json", "synthesis.log")
