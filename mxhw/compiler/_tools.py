@@ -7,14 +7,23 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mxhw.compiler._yosys import LABELS, MARKER
 from mxhw.errors import BuildError, ToolError
 
-__all__ = ["OnProgress", "Progress", "ProgressParser", "Tool", "find_tool", "run_tool"]
+__all__ = [
+    "OnProgress",
+    "Progress",
+    "ProgressParser",
+    "Tool",
+    "being_prepared",
+    "find_tool",
+    "run_tool",
+]
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,32 @@ def find_tool(name: str) -> Tool:
     if importlib.util.find_spec(source.module) is None:
         raise ToolError(f"Tool '{name}' is missing: pip install {source.package}")
     return Tool(name, (sys.executable, *source.arguments))
+
+
+@contextmanager
+def being_prepared(name: str) -> Iterator[None]:
+    """Let a tool get ready for use while other work runs; at the end, wait until it is.
+
+    A tool in WebAssembly is compiled on its first use, which takes about a minute, and kept. That
+    it is missing or fails here means nothing: its first real use tells why.
+    """
+    try:
+        process = subprocess.Popen(
+            [*find_tool(name).command, "--version"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    except (OSError, ToolError):
+        yield
+        return
+    try:
+        yield
+        process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
 
 
 def run_tool(

@@ -237,7 +237,8 @@ def synthesise(context: Context, out: Path) -> dict[str, Any]:
         )
         measured = None if resources is None else dataclasses.asdict(resources)
         return {**clock, "project": [path.name for path in files], "resources": measured}
-    result = toolflow.synthesise(context.board_plan, out, on_progress=show)
+    with toolflow.being_prepared("nextpnr-ecp5"):
+        result = toolflow.synthesise(context.board_plan, out, on_progress=show)
     return {**clock, "cells": result.cells, "resources": dataclasses.asdict(result.resources)}
 
 

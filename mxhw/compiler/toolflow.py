@@ -34,6 +34,7 @@ from mxhw.compiler._tools import (
     OnProgress,
     Progress,
     ProgressParser,
+    being_prepared,
     find_tool,
     run_tool,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "Routing",
     "Synthesis",
     "TimingReport",
+    "being_prepared",
     "build_bitstream",
     "make_plan",
     "pack_bitstream",

@@ -131,6 +131,29 @@ def test_missing_tools(monkeypatch):
         find_tool("nextpnr-ecp5")
 
 
+def test_tool_is_prepared_meanwhile(monkeypatch, tmp_path):
+    done = tmp_path / "done"
+    program = f"import pathlib, time; time.sleep(0.2); pathlib.Path({str(done)!r}).touch()"
+    command = (sys.executable, "-c", program)
+    monkeypatch.setattr(_tools, "find_tool", lambda name: _tools.Tool(name, command))
+    with _tools.being_prepared("nextpnr-ecp5"):
+        pass
+    assert done.exists()
+
+
+def test_preparing_ends_with_an_error(monkeypatch):
+    command = (sys.executable, "-c", "import time; time.sleep(600)")
+    monkeypatch.setattr(_tools, "find_tool", lambda name: _tools.Tool(name, command))
+    with pytest.raises(KeyboardInterrupt), _tools.being_prepared("nextpnr-ecp5"):
+        raise KeyboardInterrupt
+
+
+def test_tool_that_cannot_be_prepared_is_no_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("NEXTPNR_ECP5", "no-such-tool")
+    with _tools.being_prepared("nextpnr-ecp5"):
+        pass
+
+
 def test_native_tool_is_preferred(monkeypatch):
     monkeypatch.setenv("NEXTPNR_ECP5", sys.executable)
     assert find_tool("nextpnr-ecp5").command == (sys.executable,)
