@@ -6,7 +6,7 @@ The statistics of the points of a segment are the sums of ``w x**2, w x, w, w x 
 import numpy as np
 from numba import njit
 
-__all__ = ["best_chain", "best_line", "segment_costs"]
+__all__ = ["best_chain", "best_line", "chain_costs", "segment_costs"]
 
 _TINY = 1e-13
 _NOISE = 1e-15
@@ -144,3 +144,28 @@ def best_chain(costs, reach, first, last, entries, limit):
         cuts[number] = cut
         cut = choices[number, cut]
     return best, cuts
+
+
+@njit(cache=True)
+def chain_costs(sums, cuts, slopes, intercepts):
+    """Least cost of chains with given cuts, one a row; none of the coefficients is real."""
+    totals = np.zeros(len(cuts))
+    for row in range(len(cuts)):
+        start = 0
+        for number in range(cuts.shape[1] + 1):
+            end = cuts[row, number] if number < cuts.shape[1] else len(sums) - 1
+            w = sums[end, 2] - sums[start, 2]
+            if w > _TINY:
+                cost, _, _ = best_line(
+                    sums[end, 0] - sums[start, 0],
+                    w,
+                    sums[end, 1] - sums[start, 1],
+                    sums[end, 3] - sums[start, 3],
+                    sums[end, 4] - sums[start, 4],
+                    sums[end, 5] - sums[start, 5],
+                    slopes,
+                    intercepts,
+                )
+                totals[row] += cost
+            start = end
+    return totals

@@ -21,9 +21,13 @@ from mxhw.lut.table import PwlTable
 
 __all__ = [
     "REAL",
+    "STORAGES",
+    "Candidates",
     "Solution",
+    "candidates",
     "fixed_values",
     "fit_optimal",
+    "make_table",
     "per_entry_values",
     "solve",
 ]
@@ -62,13 +66,42 @@ class Solution:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Candidates:
-    """Breakpoints and, for each of them, the statistics of all points below it."""
+class Candidates:
+    """All breakpoints that differ, and for each of them the statistics of the points below it.
 
+    Members
+    -------
+    mode : str
+    points : int array
+        With ``frac`` fraction bits.
+    frac : int
+    sums : array ``[points, 6]``
+    total : array ``[6]``
+    """
+
+    mode: str
     points: np.ndarray
     frac: int
     sums: np.ndarray
     total: np.ndarray
+
+    def index(self, breakpoints: np.ndarray) -> np.ndarray:
+        """Number of the candidate for each real breakpoint: of two cells, the right one."""
+        scaled = np.ldexp(breakpoints, self.frac)
+        if self.mode == "ceil":
+            index = np.ceil(scaled) - self.points[0]
+        else:
+            index = np.floor(scaled / 2) - (self.points[0] - 1) // 2
+        return np.clip(index, 0, len(self.points) - 1).astype(np.int64)
+
+    def encode(self, breakpoints: np.ndarray) -> tuple[int, ...]:
+        """Integers of ``frac`` bits that become the same at every scale as real breakpoints."""
+        scaled = np.ldexp(breakpoints, self.frac)
+        if self.mode == "ceil":
+            return tuple(int(point) for point in np.ceil(scaled))
+        cells = np.floor(scaled / 2)
+        on_border = scaled / 2 == cells
+        return tuple(int(point) for point in np.where(on_border, 2 * cells, 2 * cells + 1))
 
 
 def fixed_values(bits: int, frac: int) -> np.ndarray:
@@ -84,7 +117,8 @@ def per_entry_values(bits: int) -> np.ndarray:
     return np.unique(np.concatenate(grids))
 
 
-def _candidates(function: Function, mode: str) -> _Candidates:
+def candidates(function: Function, mode: str) -> Candidates:
+    """Candidates of a function, or a ValueError if there are too many."""
     low, high = function.range
     finest = max(function.scales)
     step = finest if mode == "ceil" else finest + 1
@@ -119,7 +153,7 @@ def _candidates(function: Function, mode: str) -> _Candidates:
             first = (points + (1 << (frac - scale - 1))) >> (frac - scale)
         sums += prefix[np.clip(first - codes[0], 0, len(codes))]
         total += prefix[-1]
-    return _Candidates(points, frac, sums, total)
+    return Candidates(mode, points, frac, sums, total)
 
 
 class _Solver:
@@ -127,7 +161,7 @@ class _Solver:
 
     def __init__(self, function: Function, entries: int, mode: str, tails: str):
         self._entries = entries
-        self._found = _candidates(function, mode)
+        self._found = candidates(function, mode)
         fixed = tails == "fixed"
         self._left = function.left if fixed else None
         self._right = function.right if fixed else None
@@ -337,9 +371,15 @@ def make_table(
     breakpoint_mode: str,
     settings: dict,
 ) -> PwlTable:
-    """A solution as integers; a frac of None gives each entry its own."""
-    slopes, slope_frac = _integers(found.slopes, fracs[0], bits)
-    intercepts, intercept_frac = _integers(found.intercepts, fracs[1], bits)
+    """A solution as integers, rounded to nearest; a frac of None gives each entry its own.
+
+    Raises
+    ------
+    ValueError
+        If a coefficient does not fit.
+    """
+    slopes, slope_frac = _integers(found.slopes, fracs[0], bits, "slope")
+    intercepts, intercept_frac = _integers(found.intercepts, fracs[1], bits, "intercept")
     table = PwlTable(
         function=function.name,
         range=function.range,
@@ -359,10 +399,17 @@ def make_table(
 
 
 def _integers(
-    values: Sequence[float], frac: int | None, bits: int
+    values: Sequence[float], frac: int | None, bits: int, name: str
 ) -> tuple[tuple[int, ...], int | tuple[int, ...]]:
     if frac is not None:
-        return tuple(int(round(math.ldexp(value, frac))) for value in values), frac
+        integers = tuple(round(math.ldexp(value, frac)) for value in values)
+        for value, integer in zip(values, integers, strict=True):
+            if not -(1 << (bits - 1)) <= integer < 1 << (bits - 1):
+                raise ValueError(
+                    f"A {name} of {float(value):g} does not fit {bits} bits with {frac} fraction "
+                    f"bits"
+                )
+        return integers, frac
     fracs = tuple(_smallest_frac(value, bits) for value in values)
     pairs = zip(values, fracs, strict=True)
     return tuple(int(math.ldexp(value, own)) for value, own in pairs), fracs
