@@ -8,9 +8,11 @@ if TYPE_CHECKING:
     from mxhw.lut.fitting import fit
     from mxhw.lut.functions import FUNCTIONS, Function
     from mxhw.lut.metric import mean_squared_error, mean_squared_errors
+    from mxhw.lut.module import PwlFunction
     from mxhw.lut.pwl import FunctionUnit, UniformPwl
     from mxhw.lut.reciprocal import Reciprocal, Scaled
     from mxhw.lut.rsqrt import Rsqrt, Total
+    from mxhw.lut.scaling import multi_range_values
     from mxhw.lut.table import PwlTable, read_table, write_table
     from mxhw.lut.uniform import UniformTable, exp2_table, reciprocal_table, rsqrt_table
 
@@ -20,9 +22,11 @@ _MODULES = {
     "fitting": ("fit",),
     "functions": ("FUNCTIONS", "Function"),
     "metric": ("mean_squared_error", "mean_squared_errors"),
+    "module": ("PwlFunction",),
     "pwl": ("FunctionUnit", "UniformPwl"),
     "reciprocal": ("Reciprocal", "Scaled"),
     "rsqrt": ("Rsqrt", "Total"),
+    "scaling": ("multi_range_values",),
     "table": ("PwlTable", "read_table", "write_table"),
     "uniform": ("UniformTable", "exp2_table", "reciprocal_table", "rsqrt_table"),
 }
@@ -34,6 +38,7 @@ __all__ = [
     "Function",
     "FunctionUnit",
     "Power",
+    "PwlFunction",
     "PwlTable",
     "Reciprocal",
     "Rsqrt",
@@ -45,6 +50,7 @@ __all__ = [
     "fit",
     "mean_squared_error",
     "mean_squared_errors",
+    "multi_range_values",
     "read_table",
     "reciprocal_table",
     "rsqrt_table",
