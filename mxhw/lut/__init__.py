@@ -1,29 +1,45 @@
-"""Units that look functions up: powers of two, reciprocals, inverse roots."""
+"""Nonlinear functions: piecewise-linear tables, their fits, and the units that look them up."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mxhw.lut.exp2 import Exp2, Power
+    from mxhw.lut.fitting import fit
+    from mxhw.lut.functions import FUNCTIONS, Function
+    from mxhw.lut.metric import mean_squared_error, mean_squared_errors
+    from mxhw.lut.module import PwlFunction
     from mxhw.lut.pwl import FunctionUnit, UniformPwl
     from mxhw.lut.reciprocal import Reciprocal, Scaled
     from mxhw.lut.rsqrt import Rsqrt, Total
+    from mxhw.lut.scaling import multi_range_values
+    from mxhw.lut.table import PwlTable, read_table, write_table
     from mxhw.lut.uniform import UniformTable, exp2_table, reciprocal_table, rsqrt_table
 
 # Some of the modules load PyTorch, which takes a second: each is imported when it is used.
 _MODULES = {
     "exp2": ("Exp2", "Power"),
+    "fitting": ("fit",),
+    "functions": ("FUNCTIONS", "Function"),
+    "metric": ("mean_squared_error", "mean_squared_errors"),
+    "module": ("PwlFunction",),
     "pwl": ("FunctionUnit", "UniformPwl"),
     "reciprocal": ("Reciprocal", "Scaled"),
     "rsqrt": ("Rsqrt", "Total"),
+    "scaling": ("multi_range_values",),
+    "table": ("PwlTable", "read_table", "write_table"),
     "uniform": ("UniformTable", "exp2_table", "reciprocal_table", "rsqrt_table"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "FUNCTIONS",
     "Exp2",
+    "Function",
     "FunctionUnit",
     "Power",
+    "PwlFunction",
+    "PwlTable",
     "Reciprocal",
     "Rsqrt",
     "Scaled",
@@ -31,8 +47,14 @@ __all__ = [
     "UniformPwl",
     "UniformTable",
     "exp2_table",
+    "fit",
+    "mean_squared_error",
+    "mean_squared_errors",
+    "multi_range_values",
+    "read_table",
     "reciprocal_table",
     "rsqrt_table",
+    "write_table",
 ]
 
 
