@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mxhw.errors import UserError
-from mxhw.formats import BlockFormat, ElementFormat, list_formats, parse_format
+from mxhw.formats import BlockFormat, ElementFormat, FixedFormat, list_formats, parse_format
 
 FLOATS = {
     "e4m3": ml_dtypes.float8_e4m3fn,
@@ -26,6 +26,69 @@ def test_float_codes_mean_what_the_specification_says(name):
     finite = np.isfinite(expected)
     np.testing.assert_array_equal(values[finite], expected[finite])
     assert not element.decode_table()[~finite].any()
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_values_of_all_codes_with_nan_and_infinities(name):
+    element = BlockFormat.mxfp(name).element
+    codes = np.arange(1 << element.bits, dtype=np.uint8)
+    expected = codes.view(FLOATS[name]).astype(np.float64)
+    np.testing.assert_array_equal(element.value_table(), expected)
+    assert element.has_nan == bool(np.isnan(expected).any())
+    assert element.has_infinity == bool(np.isinf(expected).any())
+
+
+def test_codes_of_special_values():
+    e4m3, e5m2 = BlockFormat.mxfp("e4m3").element, BlockFormat.mxfp("e5m2").element
+    assert (e4m3.code_of(np.nan), e5m2.code_of(np.nan)) == (0x7F, 0x7F)
+    assert (e5m2.code_of(np.inf), e5m2.code_of(-np.inf)) == (0x7C, 0xFC)
+    for element, value in ((e4m3, np.inf), (BlockFormat.mxint(8).element, np.nan), (e4m3, 1.0)):
+        message = f"^Element format {element.name} does not have the special value {value}$"
+        with pytest.raises(ValueError, match=message):
+            element.code_of(value)
+
+
+def test_minifloats_of_the_specification_s_widths():
+    """Without special codes E2M3, E3M2 and E2M1 are the specification's own."""
+    for name in ("e2m3", "e3m2", "e2m1"):
+        element = ElementFormat.minifloat(int(name[1]), int(name[3]))
+        assert element == BlockFormat.mxfp(name).element
+    assert ElementFormat.minifloat(4, 3).max_significand == 480 << 9
+    table = ElementFormat.minifloat(3, 4).value_table()
+    assert len(set(table.tolist())) == 255
+    assert np.isfinite(table).all()
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ((0, 3), "Exponent width of a minifloat must be between 1 and 5, not 0"),
+        ((3, 11), "Mantissa width of a minifloat must be between 0 and 10, not 11"),
+    ],
+)
+def test_widths_of_minifloats(widths, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        ElementFormat.minifloat(*widths)
+    with pytest.raises(TypeError, match=r"^Mantissa width of a minifloat must be an integer"):
+        ElementFormat.minifloat(3, 3.0)
+
+
+def test_fixed_formats():
+    assert FixedFormat(8).name == "int8_tensor"
+    assert (FixedFormat(4, "row").name, FixedFormat(4).max_code) == ("int4_row", 7)
+    with pytest.raises(ValueError, match=r"^Width of fixed point must be between 2 and 16, not 1$"):
+        FixedFormat(1)
+    with pytest.raises(TypeError, match=r"^Width of fixed point must be an integer, not 8\.0$"):
+        FixedFormat(8.0)
+    message = r"^Granularity of fixed point must be tensor or row, not 'block'$"
+    with pytest.raises(ValueError, match=message):
+        FixedFormat(8, "block")
+
+
+def test_scale_rules_are_checked():
+    message = r"^Scale rule must be one of floor, even, rceil, not 'ceil'$"
+    with pytest.raises(ValueError, match=message):
+        BlockFormat(BlockFormat.mxint(8).element, 32, "ceil")
 
 
 @pytest.mark.parametrize("name", FLOATS)
@@ -80,6 +143,11 @@ def test_names_of_listed_formats_are_read_back(name):
         ("mxint24", "mxint24"),
         ("mxint4_b16", "mxint4_b16"),
         ("mxint8_b32", "mxint8"),
+        ("mxfp4_floor", "mxfp4_e2m1"),
+        ("mxfp4_b16_rceil", "mxfp4_e2m1_b16_rceil"),
+        ("mxint6_even", "mxint6_even"),
+        ("block_e3m4", "block_e3m4"),
+        ("block_e4m3_b64", "block_e4m3_b64"),
     ],
 )
 def test_other_spellings(text, name):

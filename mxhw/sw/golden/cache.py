@@ -30,7 +30,7 @@ class _Store:
         """Forget every position."""
         blocks = self._width // self._format.block_size
         self._elements = torch.zeros(self._context, self._width, dtype=torch.int64)
-        self._scales = torch.zeros(self._context, blocks, dtype=torch.int64)
+        self._scales = torch.zeros(self._context, blocks, dtype=torch.uint8)
 
     def write(self, rows: MXTensor, position: torch.Tensor) -> MXTensor:
         """Store ``rows[tokens, width]`` at ``position[tokens]``; return rows 0 to the largest."""

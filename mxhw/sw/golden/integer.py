@@ -1,6 +1,7 @@
 """Integer arithmetic that the contracts are written in, on torch int64 tensors.
 
-Every function is exact for magnitudes below 2**53.
+Every function is exact for magnitudes below 2**53, of operands and results: a left shift beyond
+that is a mistake of the caller, who saturates first.
 """
 
 import torch
