@@ -103,8 +103,8 @@ def _engine(b: FoldedBinding) -> UnitCost:
 
 
 def _weights(b: FoldedBinding) -> UnitCost:
-    bits = b.shape.rows * b.weight_format.block_bits
-    return UnitCost(60, 25, 0, block_rams(bits, len(b.words)))
+    rows, bits = b.shape.rows, b.weight_format.block_bits
+    return UnitCost(45 + 12 * rows, 14 + 11 * rows, 0, rows * block_rams(bits, len(b.words)))
 
 
 def _word_decoder(b: FoldedBinding) -> UnitCost:

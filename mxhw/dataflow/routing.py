@@ -1,6 +1,6 @@
 """Joins and splits of streams by a static schedule: one command, then a run of transfers."""
 
-from amaranth import Module, Signal, unsigned
+from amaranth import Module, Signal, Value, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
@@ -27,9 +27,14 @@ def _check(ports: int, count_bits: int) -> None:
 class _Scheduled(wiring.Component):
     """The command register that both directions share: a port and transfers left to pass."""
 
-    def _schedule(self, m: Module, transfer) -> tuple[Signal, Signal]:
+    def _schedule(self, m: Module, transfer, copies: int = 1) -> tuple[list[Signal], Signal]:
+        """Copies of the port's register, and whether a run is under way."""
         command = self.i_command
-        port = Signal(bits_for(self.ports - 1))
+        width = bits_for(self.ports - 1)
+        # Different initial values, which nothing reads, keep synthesis from merging the copies.
+        ports = [
+            Signal(width, init=copy % (1 << width), name=f"port_{copy}") for copy in range(copies)
+        ]
         left = Signal(self.count_bits)
         # What the handshakes depend on are registers of their own: comparisons of the count would
         # stand at the begin of the longest chains of valid and ready in a design.
@@ -39,13 +44,13 @@ class _Scheduled(wiring.Component):
         with m.If(transfer):
             m.d.sync += [left.eq(left - 1), busy.eq(~last), last.eq(left == 2)]
         with m.If(command.valid & command.ready):
+            m.d.sync += [port.eq(command.payload.port) for port in ports]
             m.d.sync += [
-                port.eq(command.payload.port),
                 left.eq(command.payload.count),
                 busy.eq(command.payload.count != 0),
                 last.eq(command.payload.count == 1),
             ]
-        return port, busy
+        return ports, busy
 
 
 class StreamSelect(_Scheduled):
@@ -62,6 +67,9 @@ class StreamSelect(_Scheduled):
         Number of inputs.
     count_bits : int
         Width of the count.
+    copies : int
+        Registers that hold the port, each for an equal part of a wide payload, so that none has to
+        drive all of it; at most two to the power of the port's bits.
 
     Members
     -------
@@ -78,10 +86,16 @@ class StreamSelect(_Scheduled):
     A multiplexer of ``ports`` payloads and two counters.
     """
 
-    def __init__(self, *, shape, ports: int, count_bits: int):
+    def __init__(self, *, shape, ports: int, count_bits: int, copies: int = 1):
         _check(ports, count_bits)
+        most = 1 << bits_for(ports - 1)
+        if not isinstance(copies, int) or not 1 <= copies <= most:
+            raise ValueError(
+                f"Copies of a port of {ports} must be a number from 1 to {most}, not {copies!r}"
+            )
         self.ports = ports
         self.count_bits = count_bits
+        self._copies = copies
         command = RouteCommand(ports=ports, count_bits=count_bits)
         super().__init__(
             {
@@ -93,15 +107,26 @@ class StreamSelect(_Scheduled):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        port, busy = self._schedule(m, self.o.valid & self.o.ready)
-        with m.Switch(port):
+        ports, busy = self._schedule(m, self.o.valid & self.o.ready, self._copies)
+        with m.Switch(ports[0]):
             for index in range(self.ports):
                 with m.Case(index):
                     m.d.comb += [
-                        self.o.payload.eq(self.i[index].payload),
                         self.o.valid.eq(self.i[index].valid & busy),
                         self.i[index].ready.eq(self.o.ready & busy),
                     ]
+        payloads = [Value.cast(self.i[index].payload) for index in range(self.ports)]
+        part = -(-len(payloads[0]) // self._copies)
+        for copy, port in enumerate(ports):
+            span = slice(copy * part, (copy + 1) * part)
+            chosen = Value.cast(self.o.payload)[span]
+            with m.Switch(port):
+                for index in range(self.ports - 1):
+                    with m.Case(index):
+                        m.d.comb += chosen.eq(payloads[index][span])
+                # No port is left over that would need zeros: those became a reset of what follows.
+                with m.Default():
+                    m.d.comb += chosen.eq(payloads[-1][span])
         return m
 
 
@@ -150,7 +175,7 @@ class StreamRoute(_Scheduled):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        port, busy = self._schedule(m, self.i.valid & self.i.ready)
+        (port,), busy = self._schedule(m, self.i.valid & self.i.ready)
         for index in range(self.ports):
             m.d.comb += [
                 self.o[index].payload.eq(self.i.payload),

@@ -13,7 +13,8 @@ def _schedule(ports, runs, seed):
     return [(random.randrange(ports), random.choice([0, 1, 2, 5])) for _ in range(runs)]
 
 
-def test_select_follows_its_commands():
+@pytest.mark.parametrize("copies", [1, 3, 4])
+def test_select_follows_its_commands(copies):
     schedule = _schedule(3, 20, 1)
     inputs = {f"i.{port}": [] for port in range(3)}
     expected = []
@@ -22,7 +23,7 @@ def test_select_follows_its_commands():
         inputs[f"i.{port}"] += run
         expected += run
     inputs["i_command"] = [{"port": port, "count": count} for port, count in schedule]
-    unit = StreamSelect(shape=unsigned(8), ports=3, count_bits=4)
+    unit = StreamSelect(shape=unsigned(8), ports=3, count_bits=4, copies=copies)
     check_stream(unit, inputs, {"o": expected})
 
 
@@ -47,6 +48,15 @@ def test_parameters_are_checked(unit):
         ValueError, match=r"^Width of the count must be a positive integer, not 'x'$"
     ):
         unit(shape=unsigned(8), ports=2, count_bits="x")
+
+
+def test_copies_are_checked():
+    for copies in (0, 5, "x"):
+        with pytest.raises(
+            ValueError,
+            match=rf"^Copies of a port of 3 must be a number from 1 to 4, not {copies!r}$",
+        ):
+            StreamSelect(shape=unsigned(8), ports=3, count_bits=4, copies=copies)
 
 
 def test_register_passes_everything(engine):
