@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mxhw.lut.metric import mean_squared_error, mean_squared_errors
     from mxhw.lut.module import PwlFunction
     from mxhw.lut.pwl import FunctionUnit, UniformPwl
+    from mxhw.lut.pwl_unit import LoadablePwlUnit, PwlUnit, ScaledCode, TableWord
     from mxhw.lut.reciprocal import Reciprocal, Scaled
     from mxhw.lut.rsqrt import Rsqrt, Total
     from mxhw.lut.scaling import multi_range_values
@@ -24,6 +25,7 @@ _MODULES = {
     "metric": ("mean_squared_error", "mean_squared_errors"),
     "module": ("PwlFunction",),
     "pwl": ("FunctionUnit", "UniformPwl"),
+    "pwl_unit": ("LoadablePwlUnit", "PwlUnit", "ScaledCode", "TableWord"),
     "reciprocal": ("Reciprocal", "Scaled"),
     "rsqrt": ("Rsqrt", "Total"),
     "scaling": ("multi_range_values",),
@@ -37,12 +39,16 @@ __all__ = [
     "Exp2",
     "Function",
     "FunctionUnit",
+    "LoadablePwlUnit",
     "Power",
     "PwlFunction",
     "PwlTable",
+    "PwlUnit",
     "Reciprocal",
     "Rsqrt",
     "Scaled",
+    "ScaledCode",
+    "TableWord",
     "Total",
     "UniformPwl",
     "UniformTable",

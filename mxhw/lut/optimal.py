@@ -39,7 +39,7 @@ STORAGES = ("published", "best", "per-entry")
 """Fraction bits as published, the best one for all slopes and for all intercepts, or each entry's
 own."""
 
-_MOST_CANDIDATES = 4096
+_MOST_CANDIDATES = 5120
 _MOST_FRAC = 14
 _FEW = 64
 

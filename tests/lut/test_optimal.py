@@ -264,7 +264,7 @@ def test_per_entry_values_are_all_exponents():
         (
             {"scales": (12,)},
             ValueError,
-            "Range -4 to 4 at the scale 2**-12 has 65538 breakpoints, more than 4096; "
+            "Range -4 to 4 at the scale 2**-12 has 65538 breakpoints, more than 5120; "
             "use coarser scales or a shorter range",
         ),
         (

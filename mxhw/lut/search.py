@@ -1,0 +1,102 @@
+"""Which segment an input lies in: a pipelined binary search, one comparator a level."""
+
+from collections.abc import Callable, Sequence
+
+from amaranth.hdl import Cat, Const, Module, Shape, Signal, Value, signed
+from amaranth.lib import memory
+
+from mxhw.arith.pipeline import delay_value, register
+
+__all__ = [
+    "FixedPoints",
+    "LoadedPoints",
+    "PointReader",
+    "find_segment",
+    "levels_of",
+    "read_constants",
+]
+
+PointReader = Callable[[Module, int, Value, str], Value]
+
+
+def levels_of(entries: int) -> int:
+    """Levels of the search over so many segments."""
+    return (entries - 1).bit_length()
+
+
+def read_constants(
+    m: Module, index: Value, values: Sequence[int], shape: Shape, name: str
+) -> Value:
+    """One of several constants, without a register."""
+    if len(values) == 1:
+        return Const(values[0], shape)
+    result = Signal(shape, name=name)
+    with m.Switch(index):
+        for number, value in enumerate(values):
+            with m.Case(number):
+                m.d.comb += result.eq(value)
+    return result
+
+
+class FixedPoints:
+    """Ascending breakpoints that are known when the unit is made."""
+
+    def __init__(self, points: Sequence[int], width: int):
+        self._points = points
+        self._width = width
+
+    def __call__(self, m: Module, level: int, index: Value, name: str) -> Value:
+        """Middle breakpoint of the ``index``-th part at a level."""
+        step = (len(self._points) + 1) >> level
+        values = self._points[step // 2 - 1 :: step]
+        return read_constants(m, index, values, signed(self._width), f"{name}_point_{level}")
+
+
+class LoadedPoints:
+    """Breakpoints in distributed memory, a memory a level.
+
+    ``write`` takes the breakpoint below entry ``entry``.
+    """
+
+    def __init__(self, entries: int, width: int):
+        self._entries = entries
+        self._width = width
+        self._levels = levels_of(entries)
+        self._writes = []
+
+    def __call__(self, m: Module, level: int, index: Value, name: str) -> Value:
+        """Middle breakpoint of the ``index``-th part at a level."""
+        storage = memory.Memory(
+            shape=signed(self._width),
+            depth=max(2, 1 << level),
+            init=[],
+            attrs={"ram_style": "distributed"},
+        )
+        m.submodules[f"{name}_points_{level}"] = storage
+        read = storage.read_port(domain="comb")
+        m.d.comb += read.addr.eq(index)
+        self._writes.append(storage.write_port())
+        return read.data
+
+    def write(self, m: Module, entry: Value, point: Value, enable: Value) -> None:
+        """Store the breakpoint below an entry; below entry 0 there is none."""
+        for level, port in enumerate(self._writes):
+            place = self._levels - 1 - level
+            here = entry[place] & ~entry[:place].any()
+            m.d.comb += [
+                port.addr.eq(entry[place + 1 :]),
+                port.data.eq(point),
+                port.en.eq(enable & here),
+            ]
+
+
+def find_segment(
+    m: Module, key: Value, entries: int, points: PointReader, name: str
+) -> tuple[Value, Value]:
+    """Number of breakpoints that a signed key is not below, and the key, a cycle a level later."""
+    index: Value = Const(0, 0)
+    for level in range(levels_of(entries)):
+        point = points(m, level, index, name)
+        index = register(m, Cat(key >= point, index), f"{name}_segment_{level}")
+        key = delay_value(m, key, 1, f"{name}_key_{level}")
+    return index, key
