@@ -151,3 +151,24 @@ def test_head_size_is_whole_blocks():
     )
     with pytest.raises(UserError, match=r"^Head size at llama\.py:\d+ must be a multiple"):
         lower(Llama(config))
+
+
+def test_an_edge_that_is_read_wide_and_as_an_operand_is_requantised_once():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter = nn.Linear(32, 32, bias=False)
+            self.left = nn.Linear(32, 32, bias=False)
+            self.right = nn.Linear(32, 32, bias=False)
+
+        def forward(self, x):
+            y = self.enter(x)
+            return y + self.left(y) + self.right(y)
+
+    torch.manual_seed(4)
+    module = Residual()
+    graph = lower(module)
+    assert counts(graph) == {"linear": 3, "requantize": 1, "add": 2}
+    x = torch.randn(4, 32)
+    found = graph(quantize(x, BlockFormat.mxint(8))).dequantize()
+    torch.testing.assert_close(found, module(x).detach(), rtol=0.05, atol=0.05)

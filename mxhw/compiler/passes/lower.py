@@ -54,6 +54,7 @@ class LowerOperators(GraphPass):
         self._options = options
         self._constants: dict[tuple[int, float, str], str] = {}
         self._replaced: dict[Node, Any] = {}
+        self._narrowed: dict[Node, Node] = {}
         # Only a model with an embedding ends in logits; another one ends in MX blocks.
         self._has_vocabulary = any(
             isinstance(_module(module, n), nn.Embedding) for n in module.graph.nodes
@@ -91,6 +92,18 @@ class LowerOperators(GraphPass):
                 f"{what} at {source_line(node)} must be a multiple of the block size ({size}), "
                 f"not {width}"
             )
+
+    def _operand(self, node: Node) -> Node:
+        """A matrix operand: an edge that is wide for its other readers is requantised."""
+        format = self._options.activation_format
+        if node.meta.get("format", format) == format:
+            return node
+        if node not in self._narrowed:
+            new = self._call(ops.requantize, node, format=format.name)
+            new.meta.update(node.meta, format=format)
+            new.stack_trace = node.stack_trace
+            self._narrowed[node] = new
+        return self._narrowed[node]
 
     def _lower(self, node: Node) -> Any:
         format = node.meta["format"].name
@@ -134,8 +147,8 @@ class LowerOperators(GraphPass):
         scale = node.meta.get("weight_scale", 1.0)
         weight = self._constant(inner.weight, scale, self._options.weight_format)
         if self._has_vocabulary and any(user.op == "output" for user in node.users):
-            return self._call(ops.logits, node.args[0], weight)
-        return self._call(ops.linear, node.args[0], weight, format=format)
+            return self._call(ops.logits, self._operand(node.args[0]), weight)
+        return self._call(ops.linear, self._operand(node.args[0]), weight, format=format)
 
     def _lower_function(self, node: Node, format: str) -> Any:
         if node.target is operator.add:
@@ -161,7 +174,7 @@ class LowerOperators(GraphPass):
             state = store(context, kv_heads * head_size, self._options.activation_format)
             setattr(self._module, name, state)
             attribute = self._module.graph.create_node("get_attr", name)
-            new = self._call(function, rows, position, attribute)
+            new = self._call(function, self._operand(rows), position, attribute)
             new.meta.update(node.meta, source=source_line(node), origin=str(node.target))
             new.stack_trace = node.stack_trace
             result.append(new)
@@ -171,6 +184,7 @@ class LowerOperators(GraphPass):
         query, keys, values, position = (self._replaced.get(a, a) for a in node.args)
         self._check_width(node, "Head size", inner.head_size)
         narrow = self._options.activation_format.name
+        query = self._operand(query)
         logits = self._call(ops.scores, query, keys, heads=inner.heads, kv_heads=inner.kv_heads)
         probabilities = self._call(
             ops.softmax, logits, values, position, kv_heads=inner.kv_heads, format=narrow
