@@ -248,26 +248,22 @@ def _boards_table() -> Table:
 
     context = Context(Settings("llama", DEFAULT_BOARD), Path(), SilentProgress())
     resources, _ = context.estimate
-    table = Table(box=None, pad_edge=False)
+    # One block of lines a board: a row with a column for each fact needs a very wide terminal.
+    table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column("board", style="bold", no_wrap=True)
-    table.add_column("what it is")
-    for title in ("lookup tables", "block RAMs", "multipliers"):
-        table.add_column(title, justify="right")
-    table.add_column("serial port")
-    table.add_column("build ends with")
-    table.add_column("llama in mxint8")
+    table.add_column("facts")
     for name, board in BOARDS.items():
         capacity = board.capacity
-        table.add_row(
-            name,
-            board.title,
-            f"{capacity.luts:,}",
-            f"{capacity.block_rams:,}",
-            f"{capacity.multipliers:,}",
-            "yes" if board.has_uart else "no",
-            "bitstream" if board.toolchain.value == "trellis" else board.toolchain.value,
-            "; ".join(check(board, resources)) or "fits",
+        trellis = board.toolchain.value == "trellis"
+        facts = (
+            f"{capacity.luts:,} lookup tables, {capacity.block_rams:,} block RAMs, "
+            f"{capacity.multipliers:,} multipliers, "
+            f"{'a' if board.has_uart else 'no'} serial port; the build ends with a "
+            f"{'bitstream' if trellis else board.toolchain.value}"
         )
+        reasons = check(board, resources)
+        verdict = "[green]fits[/]" if not reasons else f"[red]does not fit:[/] {'; '.join(reasons)}"
+        table.add_row(name, f"{board.title}\n{facts}\nllama in mxint8: {verdict}\n")
     return table
 
 

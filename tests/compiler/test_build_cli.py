@@ -282,11 +282,23 @@ def test_list_boards(cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     status, out, _ = cli("--list-boards")
     assert status == 0
-    rows = {line.split()[0]: " ".join(line.split()) for line in out.splitlines() if line.strip()}
-    assert rows["ulx3s-85f"].endswith("83,640 208 156 yes bitstream fits")
-    assert "no serial port" in rows["orangecrab-85f"]
-    assert "too few" in rows["ulx3s-45f"]
-    assert "vendor project only" in rows["arty-a7-100"]
+    boards = {}
+    for line in out.splitlines():
+        if line and not line.startswith(" "):
+            name, _, line = line.partition(" ")
+            boards[name] = []
+        if line.strip():
+            boards[name].append(line.strip())
+    assert boards["ulx3s-85f"] == [
+        "Radiona ULX3S with LFE5U-85F",
+        "83,640 lookup tables, 208 block RAMs, 156 multipliers, a serial port; "
+        "the build ends with a bitstream",
+        "llama in mxint8: fits",
+    ]
+    assert "does not fit: " in boards["orangecrab-85f"][2]
+    assert "no serial port" in boards["orangecrab-85f"][2]
+    assert "too few" in boards["ulx3s-45f"][2]
+    assert boards["arty-a7-100"][1].endswith("the build ends with a vendor project only")
 
 
 def test_estimate_needs_no_folder(cli, monkeypatch, tmp_path):
