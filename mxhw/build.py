@@ -247,7 +247,6 @@ def _boards_table() -> Table:
     from mxhw.compiler.progress import SilentProgress
 
     context = Context(Settings("llama", DEFAULT_BOARD), Path(), SilentProgress())
-    resources, _ = context.estimate
     # One block of lines a board: a row with a column for each fact needs a very wide terminal.
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column("board", style="bold", no_wrap=True)
@@ -261,7 +260,7 @@ def _boards_table() -> Table:
             f"{'a' if board.has_uart else 'no'} serial port; the build ends with a "
             f"{'bitstream' if trellis else board.toolchain.value}"
         )
-        reasons = check(board, resources)
+        reasons = check(board, context.for_board(name).estimate[0])
         verdict = "[green]fits[/]" if not reasons else f"[red]does not fit:[/] {'; '.join(reasons)}"
         table.add_row(name, f"{board.title}\n{facts}\nllama in mxint8: {verdict}\n")
     return table

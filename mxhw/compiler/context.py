@@ -244,6 +244,14 @@ class Context:
         needed["block_rams"] = -(-needed["block_rams"] // self._blocks_a_ram)
         return Resources(**needed), figures.cycles_per_token(REPORT_CONTEXT)
 
+    def for_board(self, target: str) -> "Context":
+        """A context of the same settings for another board; it shares the lowered decode step."""
+        settings = dataclasses.replace(self.settings, target=target)
+        other = Context(settings, self.folder, self.progress)
+        shared = {"_loaded": self._loaded, "options": self.options, "decode": self.decode}
+        vars(other).update(shared)
+        return other
+
     def start_prebuild(self) -> None:
         """Begin to compile the simulator in the background, once."""
         from mxhw.compiler.prebuild import Prebuild

@@ -298,6 +298,7 @@ def test_list_boards(cli, monkeypatch):
     assert "does not fit: " in boards["orangecrab-85f"][2]
     assert "no serial port" in boards["orangecrab-85f"][2]
     assert "too few" in boards["ulx3s-45f"][2]
+    assert boards["arty-a7-100"][2] == "llama in mxint8: fits"
     assert boards["arty-a7-100"][1].endswith("the build ends with a vendor project only")
 
 
