@@ -38,6 +38,7 @@ from mxhw.compiler._tools import (
     find_tool,
     run_tool,
 )
+from mxhw.dataflow.copies import COPY_ATTRIBUTE
 from mxhw.errors import BuildError, UserError
 
 __all__ = [
@@ -59,9 +60,19 @@ __all__ = [
 TOP = "top"
 """Name of the top level, which names the files."""
 
-PREPARE_SCRIPT = "hierarchy -top top\nproc\nflatten\nopt_clean -purge"
+PREPARE_SCRIPT = "\n".join(
+    (
+        "hierarchy -top top",
+        "proc",
+        "flatten",
+        "opt_clean -purge",
+        f"select -set copies w:* a:{COPY_ATTRIBUTE} %i %ci1:+[Q] c:* %i",
+        "setattr -set keep 1 @copies",
+    )
+)
 """What Yosys does before synthesis: the names of unread fields (``payload[0]``) collide with those
-that technology mapping gives to single bits, and end it."""
+that technology mapping gives to single bits, and end it; and registers that are copies on purpose
+must stay."""
 
 PLACE_AND_ROUTE_OPTIONS = ("--placer", "static", "--router", "router1")
 """Options that were found to be the fastest for a design that fills the block RAMs: the default
@@ -299,7 +310,7 @@ def write_vendor_project(
         If the estimate is wanted, and Yosys is missing or reports an error.
     """
     script = (
-        f"read_verilog {TOP}.v\n"
+        f"read_verilog {TOP}.v\n{PREPARE_SCRIPT}\n"
         f"synth_xilinx -family xc7 -abc9 -noiopad -top {TOP}\n"
         f"write_json {TOP}.json\n"
     )

@@ -258,7 +258,7 @@ class FoldedDecoder(wiring.Component):
         word = BlockWord(format=p.engine_format, rows=shape.rows)
         m.submodules.memory_route = self._memory_route = StreamRoute(shape=word, ports=2, **counts)
         m.submodules.weight_select = self._weight_select = StreamSelect(
-            shape=word, ports=len(Weights), copies=min(shape.rows, 4), **counts
+            shape=word, ports=len(Weights), copies=shape.rows, **counts
         )
         m.submodules.operand_select = self._operand_select = StreamSelect(
             shape=BlockBeat(format=p.activation_format, lanes=shape.lanes), ports=5, **counts

@@ -5,6 +5,8 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
+from mxhw.dataflow.copies import register_copies
+
 __all__ = ["RouteCommand", "StreamRegister", "StreamRoute", "StreamSelect"]
 
 
@@ -30,11 +32,7 @@ class _Scheduled(wiring.Component):
     def _schedule(self, m: Module, transfer, copies: int = 1) -> tuple[list[Signal], Signal]:
         """Copies of the port's register, and whether a run is under way."""
         command = self.i_command
-        width = bits_for(self.ports - 1)
-        # Different initial values, which nothing reads, keep synthesis from merging the copies.
-        ports = [
-            Signal(width, init=copy % (1 << width), name=f"port_{copy}") for copy in range(copies)
-        ]
+        ports = register_copies(bits_for(self.ports - 1), copies, "port")
         left = Signal(self.count_bits)
         # What the handshakes depend on are registers of their own: comparisons of the count would
         # stand at the begin of the longest chains of valid and ready in a design.
@@ -69,7 +67,7 @@ class StreamSelect(_Scheduled):
         Width of the count.
     copies : int
         Registers that hold the port, each for an equal part of a wide payload, so that none has to
-        drive all of it; at most two to the power of the port's bits.
+        drive all of it.
 
     Members
     -------
@@ -88,11 +86,8 @@ class StreamSelect(_Scheduled):
 
     def __init__(self, *, shape, ports: int, count_bits: int, copies: int = 1):
         _check(ports, count_bits)
-        most = 1 << bits_for(ports - 1)
-        if not isinstance(copies, int) or not 1 <= copies <= most:
-            raise ValueError(
-                f"Copies of a port of {ports} must be a number from 1 to {most}, not {copies!r}"
-            )
+        if not isinstance(copies, int) or copies < 1:
+            raise ValueError(f"Number of copies must be a positive integer, not {copies!r}")
         self.ports = ports
         self.count_bits = count_bits
         self._copies = copies

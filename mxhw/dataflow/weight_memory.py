@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-from amaranth import Module, Signal, Value, unsigned
+from amaranth import Module, Signal, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
 from mxhw.arith.decode import decode
 from mxhw.arith.shapes import BlockWord
+from mxhw.dataflow.copies import register_copies
 from mxhw.formats import BlockFormat
 
 __all__ = ["ReadCommand", "WeightMemory", "WordDecoder"]
@@ -94,47 +95,49 @@ class WeightMemory(wiring.Component):
         m = Module()
         left = Signal(bits_for(self.depth))
         reading = Signal()
-        advance = Signal()
         load = Signal()
         m.d.comb += [
             reading.eq(left != 0),
-            advance.eq(~self.o.valid | self.o.ready),
             self.i_command.ready.eq(~reading),
             load.eq(self.i_command.valid & self.i_command.ready),
         ]
-        with m.If(advance):
-            m.d.sync += self.o.valid.eq(reading)
-            with m.If(reading):
-                m.d.sync += left.eq(left - 1)
+        # One address and one enable for all rows would go to a hundred block RAMs all over the
+        # device.
+        addresses = register_copies(bits_for(max(self.depth - 1, 1)), self._rows, "address")
+        valids = register_copies(1, self._rows, "valid")
+        for row, (address, valid) in enumerate(zip(addresses, valids, strict=True)):
+            advance = Signal(name=f"advance_{row}")
+            port = self._row_port(m, row)
+            m.d.comb += [
+                advance.eq(~valid | self.o.ready),
+                port.addr.eq(address),
+                port.en.eq(advance),
+                self.o.payload[row].eq(port.data),
+            ]
+            with m.If(advance):
+                m.d.sync += valid.eq(reading)
+                with m.If(reading):
+                    m.d.sync += address.eq(address + 1)
+                    if row == 0:
+                        m.d.sync += left.eq(left - 1)
+            with m.If(load):
+                m.d.sync += address.eq(self.i_command.payload.base)
+        m.d.comb += self.o.valid.eq(valids[0])
         with m.If(load):
             m.d.sync += left.eq(self.i_command.payload.count)
-        for row in range(self._rows):
-            data = self._read_row(m, row, advance=advance, step=advance & reading, load=load)
-            m.d.comb += self.o.payload[row].eq(data)
         return m
 
-    def _read_row(self, m: Module, row: int, *, advance: Value, step: Value, load: Value) -> Value:
-        """Memory of a row's blocks, with an address of its own."""
+    def _row_port(self, m: Module, row: int) -> memory.ReadPort:
+        """Read port of the memory of a row's blocks."""
         bits = self._format.block_bits
         mask = (1 << bits) - 1
-        store = memory.Memory(
+        m.submodules[f"row_{row}"] = store = memory.Memory(
             shape=unsigned(bits),
             depth=self.depth,
             init=[word >> (row * bits) & mask for word in self._words],
             attrs={"ram_style": "block"},
         )
-        m.submodules[f"row_{row}"] = store
-        port = store.read_port(domain="sync")
-        # One address for all rows would go to a hundred block RAMs all over the device. Different
-        # initial values, which nothing reads, keep synthesis from making one register of them.
-        width = bits_for(max(self.depth - 1, 1))
-        address = Signal(width, init=row % (1 << width), reset_less=True, name=f"address_{row}")
-        m.d.comb += [port.addr.eq(address), port.en.eq(advance)]
-        with m.If(step):
-            m.d.sync += address.eq(address + 1)
-        with m.If(load):
-            m.d.sync += address.eq(self.i_command.payload.base)
-        return port.data
+        return store.read_port(domain="sync")
 
 
 class WordDecoder(wiring.Component):
