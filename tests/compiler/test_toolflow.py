@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+from amaranth.hdl import Cat, Elaboratable, Module
 
 from mxhw.boards.catalog import BOARDS, Resources
 from mxhw.boards.wrapper import BoardTop
@@ -24,6 +25,7 @@ from mxhw.compiler.toolflow import (
     synthesise,
     write_vendor_project,
 )
+from mxhw.dataflow.copies import register_copies
 from mxhw.errors import BuildError, ToolError, UserError
 from tests.host.fake_decoder import FakeDecoder
 
@@ -365,3 +367,20 @@ def test_bitstream(tmp_path):
     # A configuration begins with comments and the preamble.
     assert b"\xff\xff\xbd\xb3" in bitstream.read_bytes()[:200]
     assert {item.step for item in seen} == {"synthesis", "place and route", "packing"}
+
+
+@pytest.mark.synth
+def test_copies_of_registers_stay(tmp_path):
+    class Top(Elaboratable):
+        def elaborate(self, platform):
+            m = Module()
+            uart = platform.request("uart", 0)
+            copies = register_copies(8, 3, "copy")
+            m.d.sync += [copy.eq(Cat(copy[1:], uart.rx.i)) for copy in copies]
+            m.d.comb += uart.tx.o.eq(Cat(copies).xor())
+            return m
+
+    board = BOARDS["ulx3s-85f"]
+    result = synthesise(make_plan(Top(), board), tmp_path)
+    # The rest is the platform's reset synchroniser.
+    assert 24 <= result.cells["TRELLIS_FF"] <= 26
