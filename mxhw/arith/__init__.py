@@ -3,6 +3,7 @@
 from mxhw.arith.accumulate import Accumulator, AlignedSum, accumulator_bits
 from mxhw.arith.decode import MAX_SIGNIFICAND_BITS, check_decodable, decode
 from mxhw.arith.dot import BlockDot, DotTree, product_bits, unit_exponent
+from mxhw.arith.dot_product import DotProduct
 from mxhw.arith.multiply import DspMultiplier, LutMultiplier
 from mxhw.arith.pipeline import OutputQueue, StreamFifo
 from mxhw.arith.quantize import Quantizer
@@ -16,6 +17,7 @@ __all__ = [
     "BlockBeat",
     "BlockDot",
     "BlockWord",
+    "DotProduct",
     "DotTree",
     "DspMultiplier",
     "LutMultiplier",
