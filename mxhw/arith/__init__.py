@@ -4,7 +4,7 @@ from mxhw.arith.accumulate import Accumulator, AlignedSum, accumulator_bits
 from mxhw.arith.decode import MAX_SIGNIFICAND_BITS, check_decodable, decode
 from mxhw.arith.dot import BlockDot, DotTree, product_bits, unit_exponent
 from mxhw.arith.dot_product import DotProduct
-from mxhw.arith.multiply import DspMultiplier, LutMultiplier
+from mxhw.arith.multiply import DspMultiplier, LutMultiplier, PackedPairMultiplier
 from mxhw.arith.pipeline import OutputQueue, StreamFifo
 from mxhw.arith.quantize import Quantizer
 from mxhw.arith.shapes import EXPONENT_BITS, BlockBeat, BlockWord, SharedBeat, WideBeat
@@ -22,6 +22,7 @@ __all__ = [
     "DspMultiplier",
     "LutMultiplier",
     "OutputQueue",
+    "PackedPairMultiplier",
     "Quantizer",
     "SharedBeat",
     "StreamFifo",

@@ -4,7 +4,7 @@ from amaranth.hdl import Module, Mux, Signal, Value
 
 from mxhw.arith.pipeline import delay_value, register, wire
 
-__all__ = ["DspMultiplier", "LutMultiplier", "Multiplier"]
+__all__ = ["DspMultiplier", "LutMultiplier", "Multiplier", "PackedPairMultiplier"]
 
 _MAX_STAGES = 3
 
@@ -88,6 +88,18 @@ class DspMultiplier(Multiplier):
     def expression(self, m: Module, a: Value, b: Value, name: str) -> Value:
         """Exact product of two integers, signed or not, without a register."""
         return Value.cast(a) * Value.cast(b)
+
+
+class PackedPairMultiplier(DspMultiplier):
+    """A hardware multiplier of 18 bits that two products of narrow integers share.
+
+    With ``k`` = 18 less the width of ``x``, the product of ``x0 + x1 * 2**k`` and
+    ``w1 + w0 * 2**k`` has ``x0 * w0 + x1 * w1`` in its middle. A dot product takes it from there
+    (:class:`mxhw.arith.products.PairProducts`), for factors whose products are below ``2**k``:
+    activations of 8 bits with weights of 4, of 7 with 5, of 6 with 7.
+    """
+
+    width = 18
 
 
 class LutMultiplier(Multiplier):

@@ -10,9 +10,10 @@ from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value
 from amaranth.utils import bits_for
 
 from mxhw.arith.decode import MAX_SIGNIFICAND_BITS, decode
-from mxhw.arith.multiply import DspMultiplier, LutMultiplier
+from mxhw.arith.multiply import DspMultiplier, LutMultiplier, PackedPairMultiplier
 from mxhw.arith.pipeline import (
     PAIRS_A_CHAIN,
+    add_pairs,
     adder_tree,
     carry_tree,
     delay_value,
@@ -27,6 +28,7 @@ __all__ = [
     "BlockProducts",
     "FloatProducts",
     "IntegerProducts",
+    "PairProducts",
     "SmallFloatProducts",
     "choose_products",
     "max_dot",
@@ -144,6 +146,72 @@ class IntegerProducts(BlockProducts):
             product = self.multiplier.product(m, left, right, f"product_{lane}")
             products.append(product[:bits].as_signed())
         return adder_tree(m, products, "sum", self.pairs_a_chain)
+
+
+class PairProducts(BlockProducts):
+    """Narrow integers: a multiplier gives the sum of two products (:class:`PackedPairMultiplier`).
+
+    The full product is ``x0*w1 + (x0*w0 + x1*w1) * 2**k + x1*w0 * 2**2k``. What the lowest part
+    borrows from the middle is known from its factors' signs, and what the highest part adds to the
+    middle's two top bits from its factors' two low bits.
+    """
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        elements = self.x_format.element, self.w_format.element
+        self._shift = PackedPairMultiplier.width - elements[0].bits
+        product = self.max_product // self.size
+        if not (
+            all(element.is_integer for element in elements)
+            and elements[1].bits <= elements[0].bits
+            and product < 1 << self._shift
+        ):
+            raise ValueError(
+                f"Two products can share a multiplier if both formats have integer elements and "
+                f"products stay below 2**{self._shift}, not {self.x_format.name} with "
+                f"{self.w_format.name}"
+            )
+
+    @property
+    def latency(self) -> int:
+        """Cycles from the codes to the product."""
+        return 3 + self.multiplier.latency + tree_levels(self.size // 2) + 1
+
+    @property
+    def multipliers(self) -> int:
+        """Hardware multipliers."""
+        return self.size // 2
+
+    def sum(self, m: Module, x: Sequence[Value], w: Sequence[Value]) -> Value:
+        """Add the pipeline to a module."""
+        x = [register(m, code, f"x_code_{lane}").as_signed() for lane, code in enumerate(x)]
+        w = [register(m, code, f"w_code_{lane}").as_signed() for lane, code in enumerate(w)]
+        # The upper factor of each side lends one to the sign of the lower.
+        borrows = [code[-1].replicate(2).as_signed() for code in x[0::2]]
+        lent = add_pairs(m, x[1::2], borrows, "lent", pairs_a_chain=self.pairs_a_chain)
+        terms, carries = [], []
+        for pair, upper in enumerate(lent):
+            x0, x1 = x[2 * pair : 2 * pair + 2]
+            w0, w1 = w[2 * pair : 2 * pair + 2]
+            left = Cat(self._extend(x0), upper[: len(x1)]).as_signed()
+            right = Cat(self._extend(w1), _lend(w0, w1[-1])).as_signed()
+            left, right = register(m, left, f"x_{pair}"), register(m, right, f"w_{pair}")
+            high = Cat(x1[0] & w0[0], (x1[1] & w0[0]) ^ (x1[0] & w0[1]))
+            cycles = 1 + self.multiplier.latency
+            high = delay_value(m, high, cycles, f"high_{pair}")
+            negative = delay_value(m, x0[-1] ^ w1[-1], cycles, f"negative_{pair}")
+            product = self.multiplier.product(m, left, right, f"product_{pair}")
+            low, middle = product[: self._shift], product[self._shift :]
+            top = middle[self._shift : self._shift + 2]
+            top = Cat(top[0] ^ high[0], top[1] ^ high[1] ^ (~top[0] & high[0]))
+            term = Cat(middle[: self._shift], top).as_signed()
+            terms.append(register(m, term, f"term_{pair}"))
+            carries.append(register(m, negative & low.any(), f"carry_{pair}"))
+        return carry_tree(m, terms, carries, "sum", self.pairs_a_chain)
+
+    def _extend(self, value: Value) -> Value:
+        """A signed value in the lower part of a factor."""
+        return Cat(value, value[-1].replicate(self._shift - len(value)))
 
 
 class FloatProducts(BlockProducts):
@@ -321,6 +389,8 @@ def choose_products(
     others hardware multipliers.
     """
     elements = x_format.element, w_format.element
+    if isinstance(multiplier, PackedPairMultiplier):
+        return PairProducts(x_format, w_format, multiplier, pairs_a_chain, full_range)
     floats = [element for element in elements if not element.is_integer]
     small = len(floats) == 2 and all(
         element.mantissa_bits == 1 and element.exponent_bits <= 2 for element in elements
@@ -343,6 +413,12 @@ def _halves(element: ElementFormat, code: Value) -> tuple[Value, Value]:
     exponent = code[element.mantissa_bits : element.bits - 1]
     normal = Cat(mantissa, Const(1, 1))
     return Mux(exponent.any(), normal, Cat(Const(0, 1), mantissa)), exponent
+
+
+def _lend(value: Value, borrow: Value) -> Value:
+    """A short signed value less one bit, in one more bit, without a carry chain."""
+    bits = [value[index] ^ (borrow & ~value[:index].any()) for index in range(len(value))]
+    return Cat(bits, value[-1] | (borrow & ~value.any()))
 
 
 def _add_small(m: Module, a: Value, b: Value, name: str) -> Value:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mxhw.arith.dot_product import DotProduct
-from mxhw.arith.multiply import DspMultiplier, LutMultiplier
+from mxhw.arith.multiply import DspMultiplier, LutMultiplier, PackedPairMultiplier
 from mxhw.formats import parse_format
 from mxhw.sw.golden import MXTensor
 from mxhw.sw.golden.dot import dot_product
@@ -239,3 +239,47 @@ def test_properties():
     assert (unit.guard_bits, unit.align_bits) == (5, 2)
     largest = (480 << 9) * 12 * 32
     assert unit.mantissa_bits == largest.bit_length() + 1 + 5 + 3 + 4
+
+
+@pytest.mark.parametrize(
+    ("x_name", "w_name"),
+    [("mxint8_b8", "mxint4_b8"), ("mxint8_b16", "mxint3_b16"), ("mxint6_b8", "mxint6_b8")],
+)
+@pytest.mark.parametrize("stages", [1, 2])
+def test_two_products_a_multiplier(x_name, w_name, stages):
+    x_format, w_format = parse_format(x_name), parse_format(w_name)
+    vectors = random_vectors(x_format, w_format, 80, 4, seed=3)
+    rows, expected = payloads(x_format, w_format, vectors)
+    unit = DotProduct(
+        x_format=x_format, w_format=w_format, max_terms=4, multiplier=PackedPairMultiplier(stages)
+    )
+    assert unit.cost()["multipliers"] == x_format.block_size // 2
+    check_stream(unit, {"i": rows}, {"o": expected}, stalls=[(1.0, 1.0), (0.6, 0.6)])
+
+
+def test_all_products_in_pairs():
+    """Every activation with every weight, beside the neighbours that disturb it most."""
+    x_format, w_format = parse_format("mxint8_b8"), parse_format("mxint4_b8")
+    vectors = []
+    for x in range(-127, 128):
+        for others in ((127, 7), (-127, 7), (-127, -7), (0, -7)):
+            for w in range(-7, 8, 4):
+                xs = [x, others[0], others[0], x] * 2
+                ws = [min(w + lane // 2, 7) if lane % 3 else others[1] for lane in range(8)]
+                pair = ([code % 256 for code in xs], 127), ([code % 16 for code in ws], 127)
+                vectors.append([pair])
+    rows, expected = payloads(x_format, w_format, vectors)
+    unit = DotProduct(
+        x_format=x_format, w_format=w_format, max_terms=1, multiplier=PackedPairMultiplier()
+    )
+    check_stream(unit, {"i": rows}, {"o": expected}, stalls=[(1.0, 1.0)])
+
+
+@pytest.mark.parametrize("names", [("mxint8", "mxint5"), ("mxint8", "mxfp4"), ("mxint4", "mxint8")])
+def test_pairs_need_narrow_factors(names):
+    x_format, w_format = (parse_format(name) for name in names)
+    message = r"^Two products can share a multiplier if both formats have integer elements"
+    with pytest.raises(ValueError, match=message):
+        DotProduct(
+            x_format=x_format, w_format=w_format, max_terms=4, multiplier=PackedPairMultiplier()
+        )
