@@ -118,8 +118,9 @@ class OutputQueue(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        # Read without a clock, it is distributed memory where there is any, else flip-flops.
         m.submodules.storage = storage = memory.Memory(
-            shape=self._shape, depth=self._depth, init=[], attrs={"ram_style": "distributed"}
+            shape=self._shape, depth=self._depth, init=[]
         )
         write = storage.write_port()
         read = storage.read_port(domain="comb")
