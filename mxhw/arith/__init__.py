@@ -4,6 +4,8 @@ from mxhw.arith.accumulate import Accumulator, AlignedSum, accumulator_bits
 from mxhw.arith.decode import MAX_SIGNIFICAND_BITS, check_decodable, decode
 from mxhw.arith.dot import BlockDot, DotTree, product_bits, unit_exponent
 from mxhw.arith.dot_product import DotProduct
+from mxhw.arith.elementwise import ElementwiseAdd, ElementwiseMultiply, Requantizer
+from mxhw.arith.fixed_dot import FixedDotProduct
 from mxhw.arith.multiply import DspMultiplier, LutMultiplier, PackedPairMultiplier
 from mxhw.arith.pipeline import OutputQueue, StreamFifo
 from mxhw.arith.quantize import Quantizer
@@ -20,10 +22,14 @@ __all__ = [
     "DotProduct",
     "DotTree",
     "DspMultiplier",
+    "ElementwiseAdd",
+    "ElementwiseMultiply",
+    "FixedDotProduct",
     "LutMultiplier",
     "OutputQueue",
     "PackedPairMultiplier",
     "Quantizer",
+    "Requantizer",
     "SharedBeat",
     "StreamFifo",
     "WideBeat",

@@ -11,7 +11,15 @@ from amaranth.utils import bits_for
 from mxhw.arith.pipeline import OutputQueue, delay, delay_value, negate_if, register, wire
 from mxhw.arith.shapes import EXPONENT_BITS
 
-__all__ = ["Accumulator", "AlignedSum", "accumulator_bits", "check_accumulator", "sum_reach"]
+__all__ = [
+    "Accumulator",
+    "AlignedSum",
+    "accumulator_bits",
+    "check_accumulator",
+    "limit_shift",
+    "shift_right",
+    "sum_reach",
+]
 
 _MAX_ALIGN_BITS = 4
 _ONE_HOT_ALIGN_BITS = 3
@@ -113,8 +121,8 @@ class AlignedSum(Elaboratable):
         # The negative of a negative number: low bits in a few lookup tables, the rest only limits.
         low = distance[:term_bits]
         opposite = Cat(negate_if(Const(1, 1), low)[:term_bits], ~low.any(), ~distance[term_bits:])
-        term_shift = _limit(m, opposite, negative & ~first, term_bits, "term")
-        sum_shift = _limit(m, distance, ~negative, sum_bits, "sum")
+        term_shift = limit_shift(m, opposite, negative & ~first, term_bits, "term")
+        sum_shift = limit_shift(m, distance, ~negative, sum_bits, "sum")
         term_shift = register(m, term_shift, "term_shift_2")
         sum_early = delay_value(m, register(m, sum_shift, "sum_shift_2"), 1, "sum_shift_2")
         first_early = delay_value(m, first, 2, "first_1")
@@ -127,15 +135,15 @@ class AlignedSum(Elaboratable):
         m.d.comb += term.eq(_shift_left(m, self.i_product, fine) << self._guard_bits)
         split = len(term_shift) if align else len(term_shift) // 2
         high = range(len(term_shift) - 1, split - 1, -1)
-        term = register(m, _shift(m, term, term_shift, high, unit), "term_3")
+        term = register(m, shift_right(m, term, term_shift, high, unit), "term_3")
         term_shift = register(m, term_shift[:split], "term_shift_3")
         low = range(split - 1, -1, -1)
-        term = register(m, _shift(m, term, term_shift, low, unit), "term_4")
+        term = register(m, shift_right(m, term, term_shift, low, unit), "term_4")
 
         # Fifth cycle: the sum's shift and the addition, a loop.
         total = Signal.like(self.o_mantissa, reset_less=True)
         if align < _ONE_HOT_ALIGN_BITS:
-            moved = _shift(m, total, sum_shift, range(len(sum_shift) - 1, -1, -1), unit)
+            moved = shift_right(m, total, sum_shift, range(len(sum_shift) - 1, -1, -1), unit)
             moved = Mux(first, 0, moved)
         else:
             moved = _select_shift(m, total, sum_early, first_early, unit)
@@ -320,14 +328,14 @@ def _check_integer(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} of an accumulator must be at least {least}, not {value}")
 
 
-def _limit(m: Module, value: Value, enable: Value, bits: int, name: str) -> Value:
+def limit_shift(m: Module, value: Value, enable: Value, bits: int, name: str) -> Value:
     """A value that counts only while ``enable`` is high (and then is not negative), clamped."""
     value = wire(m, value, f"{name}_distance")
     high = value[bits:-1].any()
     return (value[:bits] | high.replicate(bits)) & enable.replicate(bits)
 
 
-def _shift(m: Module, value: Signal, amount: Value, steps: range, unit: int) -> Value:
+def shift_right(m: Module, value: Value, amount: Value, steps: range, unit: int = 1) -> Value:
     """Arithmetic right shift by some bits of the amount, which counts units."""
     for step in steps:
         value = wire(m, Mux(amount[step], value >> (unit << step), value), f"shift_{step}")

@@ -283,3 +283,29 @@ def test_pairs_need_narrow_factors(names):
         DotProduct(
             x_format=x_format, w_format=w_format, max_terms=4, multiplier=PackedPairMultiplier()
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mxint8", "mxfp4", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8_e4m3"])
+def test_as_native_code(name):
+    """Whole blocks, thousands of vectors."""
+    format = parse_format(name)
+    vectors = random_vectors(format, format, 1000, 6, seed=7)
+    rows, expected = payloads(format, format, vectors, align_bits=3)
+    unit = DotProduct(x_format=format, w_format=format, max_terms=6, align_bits=3)
+    check_stream(unit, {"i": rows}, {"o": expected}, engine="cxxrtl", stalls=[(0.9, 0.8)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mxfp8_e4m3_b8", "mxfp8_e5m2_b8", "mxint8_b8"])
+def test_all_pairs_of_eight_bit_codes(name):
+    format = parse_format(name)
+    codes = [c for c in range(256) if not (format.element.is_integer and c == 128)]
+    vectors = [
+        [(([x] * 8, 127), ((codes[w : w + 8] + [0] * 8)[:8], 127))]
+        for x in codes
+        for w in range(0, len(codes), 8)
+    ]
+    rows, expected = payloads(format, format, vectors, guard_bits=0)
+    unit = DotProduct(x_format=format, w_format=format, max_terms=1, guard_bits=0)
+    check_stream(unit, {"i": rows}, {"o": expected}, engine="cxxrtl", stalls=[(1.0, 1.0)])
