@@ -22,6 +22,7 @@ from mxhw.arith.dot_product import DotProduct
 from mxhw.arith.fixed_dot import FixedDotProduct
 from mxhw.arith.multiply import DspMultiplier, LutMultiplier, Multiplier, PackedPairMultiplier
 from mxhw.arith.quantize import Quantizer
+from mxhw.arith.systolic import SystolicArray
 from mxhw.formats import FixedFormat, parse_format
 
 BASELINE = Path(__file__).with_name("arith_baseline.json")
@@ -87,9 +88,11 @@ UNITS: dict[str, Unit] = {
     "dot mxfp6_e2m3": Unit(
         lambda: _dot("mxfp6", "mxfp6", DspMultiplier(2)), 150.0, LANES, "mxfp6_e2m3"
     ),
-    "dot mxfp6_e3m2": Unit(lambda: _dot("mxfp6_e3m2", "mxfp6_e3m2"), 140.0, LANES, "mxfp6_e3m2"),
+    "dot mxfp6_e3m2": Unit(
+        lambda: _dot("mxfp6_e3m2", "mxfp6_e3m2", DspMultiplier(2)), 150.0, LANES, "mxfp6_e3m2"
+    ),
     "dot mxfp8_e4m3": Unit(
-        lambda: _dot("mxfp8", "mxfp8", DspMultiplier(3)), 130.0, LANES, "mxfp8_e4m3"
+        lambda: _dot("mxfp8", "mxfp8", DspMultiplier(3)), 125.0, LANES, "mxfp8_e4m3"
     ),
     "dot mxint8 x mxint4, pairs": Unit(
         lambda: _dot("mxint8", "mxint4", PackedPairMultiplier(2)), 140.0, LANES
@@ -97,12 +100,28 @@ UNITS: dict[str, Unit] = {
     "dot mxint8 x mxfp4": Unit(lambda: _dot("mxint8", "mxfp4"), 140.0, LANES),
     "dot int8 (fixed point)": Unit(lambda: _fixed(8), 140.0, LANES),
     "in tables: dot mxint8": _in_tables("mxint8"),
+    "in tables: dot mxint7": _in_tables("mxint7"),
+    "in tables: dot mxint8 x mxint6": Unit(
+        lambda: _dot("mxint8", "mxint6", LutMultiplier()), 140.0, LANES
+    ),
     "in tables: dot mxint6": _in_tables("mxint6"),
     "in tables: dot mxint5": _in_tables("mxint5"),
     "in tables: dot mxint4": _in_tables("mxint4"),
     "in tables: dot mxfp6_e2m3": _in_tables("mxfp6"),
     "in tables: dot int8 (fixed point)": Unit(lambda: _fixed(8, LutMultiplier()), 140.0, LANES),
     "in tables: dot int4 (fixed point)": Unit(lambda: _fixed(4, LutMultiplier()), 140.0, LANES),
+    "systolic array 2 x 2 mxint8": Unit(
+        lambda: SystolicArray(
+            x_format=parse_format("mxint8"),
+            w_format=parse_format("mxint8"),
+            rows=2,
+            columns=2,
+            max_terms=TERMS,
+            align_bits=3,
+        ),
+        140.0,
+        4 * LANES,
+    ),
     "accumulator 21 bits": Unit(lambda: Accumulator(product_bits=21, max_terms=TERMS)),
     "accumulator 21 bits, aligned by 8": Unit(
         lambda: Accumulator(product_bits=21, max_terms=TERMS, align_bits=3)

@@ -10,6 +10,7 @@ from mxhw.arith.multiply import DspMultiplier, LutMultiplier, PackedPairMultipli
 from mxhw.arith.pipeline import OutputQueue, StreamFifo
 from mxhw.arith.quantize import Quantizer
 from mxhw.arith.shapes import EXPONENT_BITS, BlockBeat, BlockWord, SharedBeat, WideBeat
+from mxhw.arith.systolic import SystolicArray
 
 __all__ = [
     "EXPONENT_BITS",
@@ -32,6 +33,7 @@ __all__ = [
     "Requantizer",
     "SharedBeat",
     "StreamFifo",
+    "SystolicArray",
     "WideBeat",
     "accumulator_bits",
     "check_decodable",

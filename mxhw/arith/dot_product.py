@@ -11,7 +11,7 @@ from mxhw.arith.products import choose_products
 from mxhw.arith.shapes import EXPONENT_BITS, BlockBeat
 from mxhw.formats import SCALE_BITS, SCALE_NAN, BlockFormat
 
-__all__ = ["DotProduct"]
+__all__ = ["DotProduct", "check_formats"]
 
 _LEAD = 2
 """Cycles that :class:`AlignedSum` wants an exponent before its term."""
@@ -84,7 +84,7 @@ class DotProduct(wiring.Component):
         full_range: bool = False,
         nan: bool = False,
     ):
-        _check_pair(x_format, w_format)
+        check_formats(x_format, w_format)
         check_accumulator(2, max_terms, guard_bits, align_bits)
         self._products = choose_products(x_format, w_format, multiplier, pairs_a_chain, full_range)
         self._max_terms = max_terms
@@ -248,7 +248,14 @@ class DotProduct(wiring.Component):
         return Cat(flags).any()
 
 
-def _check_pair(x_format: BlockFormat, w_format: BlockFormat) -> None:
+def check_formats(x_format: BlockFormat, w_format: BlockFormat) -> None:
+    """Check that two formats can be multiplied: block formats of one block size.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they cannot.
+    """
     for format in (x_format, w_format):
         if not isinstance(format, BlockFormat):
             raise TypeError(f"Format of a dot product must be a BlockFormat, not {format!r}")
