@@ -92,7 +92,7 @@ UNITS: dict[str, Unit] = {
         lambda: _dot("mxfp6_e3m2", "mxfp6_e3m2", DspMultiplier(2)), 150.0, LANES, "mxfp6_e3m2"
     ),
     "dot mxfp8_e4m3": Unit(
-        lambda: _dot("mxfp8", "mxfp8", DspMultiplier(3)), 125.0, LANES, "mxfp8_e4m3"
+        lambda: _dot("mxfp8", "mxfp8", DspMultiplier(3)), 130.0, LANES, "mxfp8_e4m3"
     ),
     "dot mxint8 x mxint4, pairs": Unit(
         lambda: _dot("mxint8", "mxint4", PackedPairMultiplier(2)), 140.0, LANES
