@@ -170,6 +170,13 @@ class ElementFormat:
         normal = (mantissa + (1 << self.mantissa_bits)) << np.maximum(exponent - 1, 0)
         return np.where(exponent > 0, normal, mantissa)
 
+    def spelled_table(self) -> np.ndarray:
+        """As :meth:`decode_table`, with special codes as the numbers that their fields spell."""
+        if self.is_integer:
+            return self.decode_table()
+        sign = np.arange(1 << self.bits) >> (self.bits - 1)
+        return np.where(sign, -self._magnitudes(), self._magnitudes())
+
     def decode_table(self) -> np.ndarray:
         """Significand (int64) of every code, indexed by the unsigned code.
 

@@ -1,19 +1,42 @@
 """Sums of terms with different exponents, aligned to the running maximum exponent."""
 
-from amaranth.hdl import Elaboratable, Module, Mux, Signal, Value, signed
+import functools
+import operator
+
+from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
-from mxhw.arith.pipeline import OutputQueue, delay, delay_value, register, wire
+from mxhw.arith.pipeline import OutputQueue, delay, delay_value, negate_if, register, wire
 from mxhw.arith.shapes import EXPONENT_BITS
 
-__all__ = ["Accumulator", "AlignedSum", "accumulator_bits"]
+__all__ = [
+    "Accumulator",
+    "AlignedSum",
+    "accumulator_bits",
+    "check_accumulator",
+    "limit_shift",
+    "shift_right",
+    "sum_reach",
+]
+
+_MAX_ALIGN_BITS = 4
+_ONE_HOT_ALIGN_BITS = 3
+"""From so many on, the sum's shift has few enough distances for one choice among all."""
 
 
-def accumulator_bits(product_bits: int, max_terms: int, guard_bits: int) -> int:
+def accumulator_bits(
+    product_bits: int, max_terms: int, guard_bits: int, align_bits: int = 0
+) -> int:
     """Width of an accumulator that cannot overflow."""
-    return product_bits + guard_bits + (max_terms - 1).bit_length()
+    return product_bits + guard_bits + (1 << align_bits) - 1 + (max_terms - 1).bit_length()
+
+
+def sum_reach(max_product: int, max_terms: int, guard_bits: int, align_bits: int = 0) -> int:
+    """Distance from which nothing but the sign is left of a sum that another term is added to."""
+    largest = max_product * max(max_terms - 1, 1) << (guard_bits + (1 << align_bits) - 1)
+    return largest.bit_length()
 
 
 class AlignedSum(Elaboratable):
@@ -21,6 +44,19 @@ class AlignedSum(Elaboratable):
 
     The exponent of a term comes two cycles before the term itself, since the shift amounts follow
     from exponents alone; a dot product's tree hides these cycles.
+
+    The sum shifts and adds in one cycle, which bounds the clock. With ``align_bits`` the sum's
+    exponent is a multiple of ``2**align_bits``, so that this loop has fewer shift steps; the terms'
+    other steps stand before it, and the sum is ``2**align_bits - 1`` bits wider.
+
+    Parameters
+    ----------
+    product_bits, mantissa_bits, exponent_bits, guard_bits, align_bits : int
+        Widths, and those of the contract (:class:`Accumulator`).
+    max_product : int, optional
+        Largest magnitude of a term.
+    reach : int, optional
+        Largest distance that a sum need be moved (:func:`sum_reach`).
 
     Members
     -------
@@ -33,15 +69,27 @@ class AlignedSum(Elaboratable):
     o_valid : Signal
         A sum is complete: ``latency`` cycles after its last term's exponent.
     o_mantissa, o_exponent : Signal
-        The sum, and the largest exponent of its terms; the mantissa's unit is ``guard_bits`` below.
+        The sum, and the largest exponent of its terms (a multiple of ``2**align_bits``); the
+        mantissa's unit is ``guard_bits`` below.
     """
 
     latency = 5
 
     def __init__(
-        self, *, product_bits: int, mantissa_bits: int, exponent_bits: int, guard_bits: int
+        self,
+        *,
+        product_bits: int,
+        mantissa_bits: int,
+        exponent_bits: int,
+        guard_bits: int,
+        align_bits: int = 0,
+        max_product: int | None = None,
+        reach: int | None = None,
     ):
         self._guard_bits = guard_bits
+        self._align_bits = align_bits
+        self._max_product = max_product or 1 << (product_bits - 1)
+        self._reach = mantissa_bits - 1 if reach is None else reach
         self.i_valid = Signal()
         self.i_first = Signal()
         self.i_last = Signal()
@@ -53,41 +101,58 @@ class AlignedSum(Elaboratable):
 
     def elaborate(self, platform):
         m = Module()
+        align = self._align_bits
+        unit = 1 << align
         # First cycle: the running maximum of the exponents, a loop of one comparison.
-        maximum = Signal.like(self.i_exponent, reset_less=True)
-        distance = wire(m, self.i_exponent - maximum, "distance")
+        coarse = self.i_exponent[align:].as_signed()
+        maximum = Signal(signed(len(coarse)), reset_less=True)
+        distance = wire(m, coarse - maximum, "distance")
         with m.If(self.i_valid & (self.i_first | ~distance[-1])):
-            m.d.sync += maximum.eq(self.i_exponent)
+            m.d.sync += maximum.eq(coarse)
         distance = register(m, distance, "distance_1")
         first = register(m, self.i_first, "first_1")
 
         # Second cycle: how far the term or the sum moves. One of both stays where it is.
-        term_width = len(self.i_product) + self._guard_bits
+        term_width = len(self.i_product) + self._guard_bits + unit - 1
+        term_reach = self._max_product.bit_length() + self._guard_bits + unit - 1
         negative = distance[-1]
-        term_shift = _limit(m, -distance, negative & ~first, bits_for(term_width - 1), "term")
-        sum_shift = _limit(m, distance, ~negative, bits_for(len(self.o_mantissa) - 1), "sum")
+        term_bits = bits_for(-(-term_reach // unit))
+        sum_bits = bits_for(-(-self._reach // unit))
+        # The negative of a negative number: low bits in a few lookup tables, the rest only limits.
+        low = distance[:term_bits]
+        opposite = Cat(negate_if(Const(1, 1), low)[:term_bits], ~low.any(), ~distance[term_bits:])
+        term_shift = limit_shift(m, opposite, negative & ~first, term_bits, "term")
+        sum_shift = limit_shift(m, distance, ~negative, sum_bits, "sum")
         term_shift = register(m, term_shift, "term_shift_2")
-        sum_shift = delay_value(m, register(m, sum_shift, "sum_shift_2"), 2, "sum_shift_2")
-        first = delay_value(m, first, 3, "first_1")
+        sum_early = delay_value(m, register(m, sum_shift, "sum_shift_2"), 1, "sum_shift_2")
+        first_early = delay_value(m, first, 2, "first_1")
+        sum_shift = register(m, sum_early, "sum_shift_4")
+        first = register(m, first_early, "first_4")
 
         # Third and fourth cycle: the term's shift.
         term = Signal(signed(term_width))
-        m.d.comb += term.eq(self.i_product << self._guard_bits)
-        steps = len(term_shift)
-        split = steps // 2
-        term = register(m, _shift(m, term, term_shift, range(steps - 1, split - 1, -1)), "term_3")
+        fine = delay_value(m, self.i_exponent[:align], 2, "fine")
+        m.d.comb += term.eq(_shift_left(m, self.i_product, fine) << self._guard_bits)
+        split = len(term_shift) if align else len(term_shift) // 2
+        high = range(len(term_shift) - 1, split - 1, -1)
+        term = register(m, shift_right(m, term, term_shift, high, unit), "term_3")
         term_shift = register(m, term_shift[:split], "term_shift_3")
-        term = register(m, _shift(m, term, term_shift, range(split - 1, -1, -1)), "term_4")
+        low = range(split - 1, -1, -1)
+        term = register(m, shift_right(m, term, term_shift, low, unit), "term_4")
 
         # Fifth cycle: the sum's shift and the addition, a loop.
         total = Signal.like(self.o_mantissa, reset_less=True)
-        moved = _shift(m, total, sum_shift, range(len(sum_shift) - 1, -1, -1))
+        if align < _ONE_HOT_ALIGN_BITS:
+            moved = shift_right(m, total, sum_shift, range(len(sum_shift) - 1, -1, -1), unit)
+            moved = Mux(first, 0, moved)
+        else:
+            moved = _select_shift(m, total, sum_early, first_early, unit)
         with m.If(delay(m, self.i_valid, 4, "valid")):
-            m.d.sync += total.eq(Mux(first, 0, moved) + term)
+            m.d.sync += total.eq(moved + term)
         m.d.comb += [
             self.o_valid.eq(delay(m, self.i_valid & self.i_last, self.latency, "last")),
             self.o_mantissa.eq(total),
-            self.o_exponent.eq(delay_value(m, maximum, 4, "maximum")),
+            self.o_exponent.eq(delay_value(m, maximum, 4, "maximum") << align),
         ]
         return m
 
@@ -98,7 +163,8 @@ class Accumulator(wiring.Component):
     Contract (:func:`mxhw.sw.golden.integer.accumulate`): the sum starts as ``p << guard_bits`` at
     the first term's exponent. Each further term ``p`` at ``e`` moves the sum ``a`` at ``E`` to
     ``E' = max(E, e)`` and ``a' = floor(a * 2**(E - E')) + floor((p << guard_bits) * 2**(e - E'))``.
-    It cannot overflow.
+    It cannot overflow. With ``align_bits`` the sum's exponents are multiples of ``2**align_bits``
+    at or below those of the terms, and terms lie that much higher.
 
     Parameters
     ----------
@@ -107,7 +173,9 @@ class Accumulator(wiring.Component):
     max_terms : int
         Largest number of terms of a sum.
     guard_bits : int
-        Bits kept below the largest exponent's unit.
+        Bits kept below the largest exponent's unit, at least.
+    align_bits : int
+        0 to 4: more make the loop of shift and addition shorter, for a higher clock.
 
     Members
     -------
@@ -126,11 +194,12 @@ class Accumulator(wiring.Component):
     Cost: no multipliers.
     """
 
-    def __init__(self, *, product_bits: int, max_terms: int, guard_bits: int = 8):
-        _check_integer("Product width", product_bits, 2)
-        _check_integer("Number of terms", max_terms, 1)
-        _check_integer("Number of guard bits", guard_bits, 0)
+    def __init__(
+        self, *, product_bits: int, max_terms: int, guard_bits: int = 8, align_bits: int = 0
+    ):
+        check_accumulator(product_bits, max_terms, guard_bits, align_bits)
         self._product_bits = product_bits
+        self._align_bits = align_bits
         self._max_terms = max_terms
         self._guard_bits = guard_bits
         super().__init__(
@@ -176,9 +245,16 @@ class Accumulator(wiring.Component):
         return self._guard_bits
 
     @property
+    def align_bits(self) -> int:
+        """Low bits of exponents that the sum's exponent does not have."""
+        return self._align_bits
+
+    @property
     def mantissa_bits(self) -> int:
         """Width of the sum."""
-        return accumulator_bits(self._product_bits, self._max_terms, self._guard_bits)
+        return accumulator_bits(
+            self._product_bits, self._max_terms, self._guard_bits, self._align_bits
+        )
 
     @property
     def latency(self) -> int:
@@ -201,6 +277,10 @@ class Accumulator(wiring.Component):
             mantissa_bits=self.mantissa_bits,
             exponent_bits=EXPONENT_BITS,
             guard_bits=self._guard_bits,
+            align_bits=self._align_bits,
+            reach=sum_reach(
+                1 << (self._product_bits - 1), self._max_terms, self._guard_bits, self._align_bits
+            ),
         )
         m.submodules.out = out = OutputQueue(shape=self.o.payload.shape(), depth=16)
         wiring.connect(m, out.o, wiring.flipped(self.o))
@@ -222,6 +302,25 @@ class Accumulator(wiring.Component):
         return m
 
 
+def check_accumulator(product_bits: int, max_terms: int, guard_bits: int, align_bits: int) -> None:
+    """Check the parameters of an accumulator.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is no integer or out of its range.
+    """
+    _check_integer("Product width", product_bits, 2)
+    _check_integer("Number of terms", max_terms, 1)
+    _check_integer("Number of guard bits", guard_bits, 0)
+    _check_integer("Number of alignment bits", align_bits, 0)
+    if align_bits > _MAX_ALIGN_BITS:
+        raise ValueError(
+            f"Number of alignment bits of an accumulator must be at most {_MAX_ALIGN_BITS}, "
+            f"not {align_bits}"
+        )
+
+
 def _check_integer(name: str, value: int, least: int) -> None:
     if not isinstance(value, int):
         raise TypeError(f"{name} of an accumulator must be an integer, not {value!r}")
@@ -229,15 +328,47 @@ def _check_integer(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} of an accumulator must be at least {least}, not {value}")
 
 
-def _limit(m: Module, value: Value, enable: Value, bits: int, name: str) -> Value:
+def limit_shift(m: Module, value: Value, enable: Value, bits: int, name: str) -> Value:
     """A value that counts only while ``enable`` is high (and then is not negative), clamped."""
     value = wire(m, value, f"{name}_distance")
     high = value[bits:-1].any()
     return (value[:bits] | high.replicate(bits)) & enable.replicate(bits)
 
 
-def _shift(m: Module, value: Signal, amount: Value, steps: range) -> Value:
-    """Arithmetic right shift by some bits of the amount."""
+def shift_right(m: Module, value: Value, amount: Value, steps: range, unit: int = 1) -> Value:
+    """Arithmetic right shift by some bits of the amount, which counts units."""
     for step in steps:
-        value = wire(m, Mux(amount[step], value >> (1 << step), value), f"shift_{step}")
+        value = wire(m, Mux(amount[step], value >> (unit << step), value), f"shift_{step}")
+    return value
+
+
+def _select_shift(m: Module, value: Signal, amount: Value, clear: Value, unit: int) -> Value:
+    """Arithmetic right shift by an amount that comes a cycle before the value, or 0.
+
+    Amounts are decoded before, so that each bit is a flat choice and not a chain of them.
+    """
+    width = len(value)
+    places = -(-width // unit)
+    chosen = [
+        register(m, (amount == place) & ~clear, f"chosen_{place}")
+        for place in range(min(places, 1 << len(amount)))
+    ]
+    beyond = [
+        register(m, (amount >= place) & ~clear, f"beyond_{place}") for place in range(1, places + 1)
+    ]
+    bits = []
+    for index in range(width):
+        places = -(-(width - index) // unit)
+        parts = [
+            value[index + place * unit] & choice for place, choice in enumerate(chosen[:places])
+        ]
+        parts.append(value[-1] & beyond[places - 1])
+        bits.append(functools.reduce(operator.or_, parts))
+    return Cat(bits).as_signed()
+
+
+def _shift_left(m: Module, value: Value, amount: Value) -> Value:
+    """Left shift of a signed value, without loss."""
+    for step in range(len(amount)):
+        value = wire(m, Mux(amount[step], value << (1 << step), value), f"shift_left_{step}")
     return value

@@ -1,7 +1,8 @@
 """From an element's code to its integer significand."""
 
-from amaranth.hdl import Cat, Const, Mux, Value
+from amaranth.hdl import Cat, Mux, Value
 
+from mxhw.arith.pipeline import negate_if
 from mxhw.formats import BlockFormat
 
 __all__ = ["MAX_SIGNIFICAND_BITS", "check_decodable", "decode"]
@@ -48,11 +49,10 @@ def decode(format: BlockFormat, code: Value) -> Value:
     mantissa = code[: element.mantissa_bits]
     exponent = code[element.mantissa_bits : element.bits - 1]
     normal = exponent.any()
-    significand = Cat(mantissa, normal)
-    width = element.significand_bits - 1
-    magnitude: Value = Cat(significand, Const(0, width - len(significand)))
-    for value in range(2, 1 << element.exponent_bits):
-        shifted = Cat(Const(0, value - 1), significand)
-        magnitude = Mux(exponent == value, shifted, magnitude)
-    signed = Cat(magnitude[:width], Const(0, 1)).as_signed()
-    return Mux(code[-1], -signed, signed)[: width + 1].as_signed()
+    value = negate_if(code[-1], Cat(mantissa, normal))
+    # The exponent less 1, of a normal number; a carry chain would be longer than the sum is wide.
+    lower = [exponent[:index] for index in range(len(exponent))]
+    amount = [normal & (exponent[index] ^ ~lower[index].any()) for index in range(len(exponent))]
+    for index, bit in enumerate(amount):
+        value = Mux(bit, value << (1 << index), value)[: element.significand_bits].as_signed()
+    return value

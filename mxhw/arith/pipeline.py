@@ -15,17 +15,20 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
 __all__ = [
+    "PAIRS_A_CHAIN",
     "OutputQueue",
     "RingStorage",
     "StreamFifo",
     "add_pairs",
     "adder_tree",
     "bit_index",
+    "carry_tree",
     "count",
     "delay",
     "delay_value",
     "increment",
     "maximum",
+    "negate_if",
     "register",
     "successor",
     "tree_levels",
@@ -33,7 +36,8 @@ __all__ = [
 ]
 
 _ALWAYS = Const(1, 1)
-_PAIRS_A_CHAIN = 4
+PAIRS_A_CHAIN = 4
+"""Sums in one adder, unless a unit is told otherwise."""
 
 
 def _check_depth(depth: int) -> int:
@@ -114,8 +118,9 @@ class OutputQueue(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        # Read without a clock, it is distributed memory where there is any, else flip-flops.
         m.submodules.storage = storage = memory.Memory(
-            shape=self._shape, depth=self._depth, init=[], attrs={"ram_style": "distributed"}
+            shape=self._shape, depth=self._depth, init=[]
         )
         write = storage.write_port()
         read = storage.read_port(domain="comb")
@@ -257,6 +262,12 @@ def increment(value: Value) -> Value:
     return Cat(value[index] ^ value[:index].all() for index in range(len(value)))
 
 
+def negate_if(negative: Value, value: Value) -> Value:
+    """``-value`` or ``value`` in one more bit, of a short unsigned value: without a carry chain."""
+    bits = [value[index] ^ (negative & value[:index].any()) for index in range(len(value))]
+    return Cat(bits, negative & value.any()).as_signed()
+
+
 def successor(position: Signal, depth: int) -> Value:
     """Next pointer into a ring of ``depth`` rows."""
     if depth == 1 << len(position):
@@ -314,14 +325,16 @@ def tree_levels(leaves: int) -> int:
     return (leaves - 1).bit_length()
 
 
-def adder_tree(m: Module, terms: Sequence[Value], name: str) -> Value:
+def adder_tree(
+    m: Module, terms: Sequence[Value], name: str, pairs_a_chain: int = PAIRS_A_CHAIN
+) -> Value:
     """Sum of signed terms, with a register after each of the ``tree_levels(len(terms))`` levels."""
     level = 0
     terms = [Value.cast(term) for term in terms]
     while len(terms) > 1:
         level += 1
         even = terms[: len(terms) // 2 * 2]
-        sums = add_pairs(m, even[0::2], even[1::2], f"{name}_{level}")
+        sums = add_pairs(m, even[0::2], even[1::2], f"{name}_{level}", pairs_a_chain=pairs_a_chain)
         terms = [
             register(m, value, f"{name}_{level}_{index}")
             for index, value in enumerate(sums + terms[len(even) :])
@@ -329,20 +342,64 @@ def adder_tree(m: Module, terms: Sequence[Value], name: str) -> Value:
     return terms[0]
 
 
-def add_pairs(m: Module, left: Sequence[Value], right: Sequence[Value], name: str) -> list[Value]:
-    """Sums of pairs of signed values, several in one adder.
+def carry_tree(
+    m: Module,
+    terms: Sequence[Value],
+    carries: Sequence[Value],
+    name: str,
+    pairs_a_chain: int = PAIRS_A_CHAIN,
+) -> Value:
+    """Sum of signed terms and single bits, which become carries of the tree's adders.
+
+    Takes a cycle more than :func:`adder_tree`; at most as many bits as terms.
+    """
+    level = 0
+    terms, carries = list(terms), list(carries)
+    while len(terms) > 1:
+        level += 1
+        pairs = len(terms) // 2
+        even, odd = terms[: 2 * pairs], terms[2 * pairs :]
+        used, rest = carries[:pairs], carries[pairs:]
+        used += [Const(0, 1)] * (pairs - len(used))
+        sums = add_pairs(
+            m, even[0::2], even[1::2], f"{name}_{level}", used, pairs_a_chain=pairs_a_chain
+        )
+        terms = [
+            register(m, value, f"{name}_{level}_{index}") for index, value in enumerate(sums + odd)
+        ]
+        carries = [
+            register(m, bit, f"{name}_{level}_carry_{index}") for index, bit in enumerate(rest)
+        ]
+    last = carries[0] if carries else Const(0, 1)
+    return register(m, (terms[0] + last)[: len(terms[0])].as_signed(), f"{name}_last")
+
+
+def add_pairs(
+    m: Module,
+    left: Sequence[Value],
+    right: Sequence[Value],
+    name: str,
+    carries: Sequence[Value] | None = None,
+    *,
+    pairs_a_chain: int = PAIRS_A_CHAIN,
+) -> list[Value]:
+    """Sums of pairs of signed values, several in one adder; with carries also one bit each.
 
     A carry chain costs four cells to enter and leave on some devices, so that one long adder is
     smaller than several short ones; the longer carry is well below an adder tree's cycle.
     """
     sums: list[Value] = []
-    for start in range(0, len(left), _PAIRS_A_CHAIN):
-        pairs = list(zip(left[start:], right[start:], strict=False))[:_PAIRS_A_CHAIN]
+    for start in range(0, len(left), pairs_a_chain):
+        pairs = list(zip(left[start:], right[start:], strict=False))[:pairs_a_chain]
         width = max(len(value) for pair in pairs for value in pair) + 1
         sides: tuple[list[Value], list[Value]] = ([], [])
         for index, (a, b) in enumerate(pairs):
             a, b = _extend(a, width), _extend(b, width)
-            if index:
+            if carries is not None:
+                # The same place makes a carry of any bit.
+                sides[0].append(carries[start + index])
+                sides[1].append(carries[start + index])
+            elif index:
                 # Between two sums stands a bit that is the same on both sides: whatever comes from
                 # below, it carries that bit, here the lowest of the next sum's second operand.
                 # (Synthesis would cut the adder at a constant.)
@@ -353,8 +410,9 @@ def add_pairs(m: Module, left: Sequence[Value], right: Sequence[Value], name: st
             sides[1].append(b)
         both = [Cat(side) for side in sides]
         total = wire(m, (both[0] + both[1])[: len(both[0])], f"{name}_chain_{start}")
+        first = 0 if carries is None else 1
         for index in range(len(pairs)):
-            sums.append(total[index * (width + 1) :][:width].as_signed())
+            sums.append(total[first + index * (width + 1) :][:width].as_signed())
     return sums
 
 

@@ -14,7 +14,7 @@ from tests.support import check_stream, measure_latency_and_interval
 BITS = 9
 
 
-def payloads(sums):
+def payloads(sums, align_bits=0):
     """Input and output payloads of sums, each a list of (product, exponent)."""
     rows, expected = [], []
     for terms in sums:
@@ -28,7 +28,7 @@ def payloads(sums):
                 }
             )
         products, exponents = torch.tensor(terms).T
-        mantissa, exponent = accumulate(products, exponents, guard_bits=8)
+        mantissa, exponent = accumulate(products, exponents, guard_bits=8, align_bits=align_bits)
         expected.append({"mantissa": int(mantissa), "exponent": int(exponent)})
     return rows, expected
 
@@ -56,10 +56,14 @@ def random_sums(count, bits, max_terms):
     return sums
 
 
-@pytest.mark.parametrize(("bits", "max_terms"), [(BITS, 8), (21, 5), (16, 1)])
-def test_equals_golden(bits, max_terms):
-    rows, expected = payloads(random_sums(50, bits, max_terms))
-    check_stream(Accumulator(product_bits=bits, max_terms=max_terms), {"i": rows}, {"o": expected})
+@pytest.mark.parametrize(
+    ("bits", "max_terms", "align_bits"),
+    [(BITS, 8, 0), (21, 5, 0), (16, 1, 0), (BITS, 8, 3), (21, 5, 2), (14, 7, 4)],
+)
+def test_equals_golden(bits, max_terms, align_bits):
+    rows, expected = payloads(random_sums(50, bits, max_terms), align_bits)
+    unit = Accumulator(product_bits=bits, max_terms=max_terms, align_bits=align_bits)
+    check_stream(unit, {"i": rows}, {"o": expected})
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -114,6 +118,11 @@ def test_properties():
             {"product_bits": 8, "max_terms": 2, "guard_bits": -1},
             ValueError,
             "Number of guard bits of an accumulator must be at least 0, not -1",
+        ),
+        (
+            {"product_bits": 8, "max_terms": 2, "align_bits": 5},
+            ValueError,
+            "Number of alignment bits of an accumulator must be at most 4, not 5",
         ),
     ],
 )

@@ -44,7 +44,7 @@ def values(shape):
     return range(-half, half) if shape.signed else range(2 * half)
 
 
-@pytest.mark.parametrize("multiplier", [DspMultiplier(), LutMultiplier()])
+@pytest.mark.parametrize("multiplier", [DspMultiplier(), LutMultiplier(), DspMultiplier(3)])
 @pytest.mark.parametrize(
     ("a", "b"),
     [
@@ -76,3 +76,12 @@ def test_lut_multiplier_needs_no_multiplier():
     assert "$mul" in rtlil.convert(Product(DspMultiplier(), signed(10), signed(7)))
     assert "$mul" not in rtlil.convert(Product(LutMultiplier(), signed(10), signed(7)))
     assert (DspMultiplier.multipliers, LutMultiplier.multipliers) == (1, 0)
+
+
+def test_stages_are_checked():
+    with pytest.raises(
+        ValueError, match=r"^Stages of a multiplier must be between 1 and 3, not 4$"
+    ):
+        DspMultiplier(4)
+    with pytest.raises(TypeError, match=r"^Stages of a multiplier must be an integer, not 1\.0$"):
+        LutMultiplier(1.0)

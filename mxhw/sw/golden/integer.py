@@ -36,7 +36,7 @@ def shift_round(value: torch.Tensor, right: torch.Tensor | int) -> torch.Tensor:
 
 
 def accumulate(
-    terms: torch.Tensor, exponents: torch.Tensor, *, guard_bits: int
+    terms: torch.Tensor, exponents: torch.Tensor, *, guard_bits: int, align_bits: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum terms of different exponents in order, aligned to the running maximum exponent.
 
@@ -45,11 +45,16 @@ def accumulate(
     moves the accumulator ``a`` at ``E`` to ``E' = max(E, e)`` and
     ``a' = floor(a * 2**(E - E')) + floor((p << guard_bits) * 2**(e - E'))``.
 
+    With ``align_bits`` a term ``p`` at ``e`` counts as ``p << (e % 2**align_bits)`` at the multiple
+    of ``2**align_bits`` at or below ``e``; all exponents of the accumulator are such multiples.
+
     Returns
     -------
     tuple
         The accumulator and its exponent, ``guard_bits`` below the largest exponent of the terms.
     """
+    aligned = exponents >> align_bits << align_bits
+    terms, exponents = terms << (exponents - aligned), aligned
     total = terms[..., 0] << guard_bits
     exponent = exponents[..., 0].expand_as(total)
     for index in range(1, terms.shape[-1]):

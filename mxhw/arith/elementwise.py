@@ -1,0 +1,282 @@
+"""Elementwise units on MX blocks: another format, sum, product. All end in a quantiser."""
+
+from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import bits_for
+
+from mxhw.arith.accumulate import limit_shift, shift_right
+from mxhw.arith.decode import check_decodable, decode
+from mxhw.arith.multiply import DspMultiplier
+from mxhw.arith.pipeline import delay, register, wire
+from mxhw.arith.quantize import Quantizer
+from mxhw.arith.shapes import EXPONENT_BITS, BlockBeat
+from mxhw.formats import SCALE_BIAS, BlockFormat
+
+__all__ = ["ElementwiseAdd", "ElementwiseMultiply", "Requantizer"]
+
+_GUARD_BITS = 8
+
+
+class _Elementwise(wiring.Component):
+    """Base: decoded operands, a few stages that stop with the quantiser, the quantiser."""
+
+    _stages: int
+
+    def __init__(
+        self, operands: dict[str, BlockFormat], format: BlockFormat, lanes: int, mantissa_bits: int
+    ):
+        sizes = {operand.block_size for operand in operands.values()}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"Operands must have one block size, not {' and '.join(map(str, sorted(sizes)))}"
+            )
+        self._operands = operands
+        self._lanes = lanes
+        shapes = {name: BlockBeat(format=f, lanes=lanes) for name, f in operands.items()}
+        # A larger output block has several input scales.
+        self._shared = format.block_size <= sizes.pop()
+        self._quantizer = Quantizer(
+            mantissa_bits=mantissa_bits,
+            lanes=lanes,
+            formats=format,
+            shared_exponent=self._shared,
+        )
+        shape = data.StructLayout(shapes) if len(shapes) > 1 else next(iter(shapes.values()))
+        super().__init__(
+            {
+                "i": In(stream.Signature(shape)),
+                "o": Out(self._quantizer.o.signature),
+            }
+        )
+
+    @property
+    def format(self) -> BlockFormat:
+        """Format of the result."""
+        return self._quantizer.format
+
+    @property
+    def lanes(self) -> int:
+        """Elements a beat."""
+        return self._lanes
+
+    @property
+    def latency(self) -> int:
+        """Cycles from the transfer of an output block's last beat to that of its first result."""
+        return self._stages + self._quantizer.latency
+
+    @property
+    def interval(self) -> int:
+        """Cycles from one output block to the next."""
+        return self._quantizer.interval
+
+    def cost(self) -> dict[str, int]:
+        """Multipliers and bits of distributed memory."""
+        return self._quantizer.cost()
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.quantizer = quantizer = self._quantizer
+        wiring.connect(m, quantizer.o, wiring.flipped(self.o))
+        advance = Signal()
+        valid = delay(m, self.i.valid, self._stages, "valid", advance)
+        m.d.comb += [
+            advance.eq(~valid | quantizer.i.ready),
+            self.i.ready.eq(advance),
+            quantizer.i.valid.eq(valid),
+        ]
+        mantissas, exponent = self._compute(m, advance)
+        payload = quantizer.i.payload
+        for lane, mantissa in enumerate(mantissas):
+            m.d.comb += payload.mantissas[lane].eq(mantissa)
+            if not self._shared:
+                m.d.comb += payload.exponents[lane].eq(exponent)
+        if self._shared:
+            m.d.comb += payload.exponent.eq(exponent)
+        return m
+
+    def _compute(self, m: Module, advance: Value) -> tuple[list[Value], Value]:
+        """Mantissas of the lanes and their exponent, ``_stages`` cycles after the input."""
+        raise NotImplementedError
+
+    def _decoded(self, m: Module, advance: Value, name: str) -> tuple[list[Value], Value]:
+        """Significands of an operand and the exponent of their unit, in registers."""
+        format = self._operands[name]
+        beat = self.i.payload[name] if len(self._operands) > 1 else self.i.payload
+        significands: list[Value] = [
+            register(m, decode(format, beat.elements[lane]), f"{name}_{lane}", advance)
+            for lane in range(self._lanes)
+        ]
+        unit = SCALE_BIAS + format.element.fraction_bits
+        exponent = wire(m, (beat.scale - unit).as_signed(), f"{name}_unit")
+        return significands, register(m, exponent, f"{name}_exponent", advance)
+
+
+class Requantizer(_Elementwise):
+    """The same values in another format, also of another block size.
+
+    Contract (:func:`mxhw.sw.golden.elementwise.requantize`): the exact value of each element,
+    rounded once, as :class:`Quantizer` rounds.
+
+    Parameters
+    ----------
+    x_format : BlockFormat
+        Format of the input, significands of at most 18 bits.
+    format : BlockFormat
+        Format of the output, with integer elements.
+    lanes : int
+        Elements a beat; divides both block sizes.
+
+    Members
+    -------
+    i : ``In(stream.Signature(BlockBeat))``
+    o : ``Out(stream.Signature(BlockBeat))``
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a format or the lanes are not supported.
+
+    Timing: :attr:`latency` from an output block's last beat, a beat a cycle.
+
+    Cost: a quantiser, with a shared exponent unless the output's blocks are larger.
+    """
+
+    _stages = 1
+
+    def __init__(self, *, x_format: BlockFormat, format: BlockFormat, lanes: int):
+        bits = check_decodable(x_format).element.significand_bits
+        super().__init__({"x": x_format}, format, lanes, bits)
+
+    def _compute(self, m: Module, advance: Value) -> tuple[list[Value], Value]:
+        return self._decoded(m, advance, "x")
+
+
+class ElementwiseMultiply(_Elementwise):
+    """Products of the elements of two vectors.
+
+    Contract (:func:`mxhw.sw.golden.elementwise.multiply`): the exact product, rounded once.
+
+    Parameters
+    ----------
+    x_format, y_format : BlockFormat
+        Formats of one block size, significands of at most 18 bits.
+    format : BlockFormat
+        Format of the output, with integer elements.
+    lanes : int
+        Elements a beat; divides the block sizes.
+    multiplier : strategy, optional
+        What makes the products (:mod:`mxhw.arith.multiply`); hardware multipliers by default.
+
+    Members
+    -------
+    i : ``In(stream.Signature(StructLayout))``
+        ``x`` and ``y``: a :class:`BlockBeat` of each.
+    o : ``Out(stream.Signature(BlockBeat))``
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a format or the lanes are not supported, or the block sizes differ.
+
+    Timing: :attr:`latency` from an output block's last beat, a beat a cycle.
+
+    Cost: a multiplier a lane and a quantiser.
+    """
+
+    _stages = 2
+
+    def __init__(
+        self,
+        *,
+        x_format: BlockFormat,
+        y_format: BlockFormat,
+        format: BlockFormat,
+        lanes: int,
+        multiplier=None,
+    ):
+        bits = sum(check_decodable(f).element.significand_bits for f in (x_format, y_format))
+        self._multiplier = multiplier or DspMultiplier()
+        super().__init__({"x": x_format, "y": y_format}, format, lanes, bits)
+
+    def cost(self) -> dict[str, int]:
+        """Multipliers and bits of distributed memory."""
+        return super().cost() | {"multipliers": self._multiplier.multipliers * self._lanes}
+
+    def _compute(self, m: Module, advance: Value) -> tuple[list[Value], Value]:
+        left, x_exponent = self._decoded(m, advance, "x")
+        right, y_exponent = self._decoded(m, advance, "y")
+        products: list[Value] = [
+            register(
+                m, self._multiplier.expression(m, a, b, f"raw_{lane}"), f"product_{lane}", advance
+            )
+            for lane, (a, b) in enumerate(zip(left, right, strict=True))
+        ]
+        return products, register(m, x_exponent + y_exponent, "exponent", advance)
+
+
+class ElementwiseAdd(_Elementwise):
+    """Sums of the elements of two vectors.
+
+    Contract (:func:`mxhw.sw.golden.pointwise.add`): both are aligned to the larger exponent of the
+    two blocks, with 8 guard bits and floor; the sum is rounded once.
+
+    Parameters
+    ----------
+    x_format, y_format : BlockFormat
+        Formats of one block size, significands of at most 18 bits.
+    format : BlockFormat
+        Format of the output, with integer elements.
+    lanes : int
+        Elements a beat; divides the block sizes.
+
+    Members
+    -------
+    i : ``In(stream.Signature(StructLayout))``
+        ``x`` and ``y``: a :class:`BlockBeat` of each.
+    o : ``Out(stream.Signature(BlockBeat))``
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a format or the lanes are not supported, or the block sizes differ.
+
+    Timing: :attr:`latency` from an output block's last beat, a beat a cycle.
+
+    Cost: two shifters a lane and a quantiser; no multipliers.
+    """
+
+    _stages = 3
+
+    def __init__(
+        self, *, x_format: BlockFormat, y_format: BlockFormat, format: BlockFormat, lanes: int
+    ):
+        bits = max(check_decodable(f).element.significand_bits for f in (x_format, y_format))
+        super().__init__({"x": x_format, "y": y_format}, format, lanes, bits + _GUARD_BITS + 1)
+
+    def _compute(self, m: Module, advance: Value) -> tuple[list[Value], Value]:
+        left, x_exponent = self._decoded(m, advance, "x")
+        right, y_exponent = self._decoded(m, advance, "y")
+        distance = Signal(signed(EXPONENT_BITS))
+        m.d.comb += distance.eq(x_exponent - y_exponent)
+        larger = wire(m, ~distance[-1], "larger")
+        exponent = register(m, Mux(larger, x_exponent, y_exponent), "larger_exponent", advance)
+        aligned = []
+        for name, values, amount, enable in (
+            ("x", left, -distance, ~larger),
+            ("y", right, distance, larger),
+        ):
+            width = self._operands[name].element.significand_bits + _GUARD_BITS
+            amount = limit_shift(m, amount, enable, bits_for(width), name)
+            steps = range(len(amount) - 1, -1, -1)
+            moved = []
+            for lane, value in enumerate(values):
+                wide = wire(m, value << _GUARD_BITS, f"{name}_wide_{lane}")
+                shifted = shift_right(m, wide, amount, steps)
+                moved.append(register(m, shifted, f"{name}_moved_{lane}", advance))
+            aligned.append(moved)
+        sums: list[Value] = [
+            register(m, a + b, f"sum_{lane}", advance)
+            for lane, (a, b) in enumerate(zip(*aligned, strict=True))
+        ]
+        return sums, register(m, exponent - _GUARD_BITS, "exponent", advance)
