@@ -5,7 +5,6 @@ user asked for, 2 for a step that failed, 3 for a missing tool, 130 for an inter
 """
 
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mxhw import __version__
-from mxhw.errors import MxhwError, UserError
+from mxhw.cli import Interrupted, run_command
+from mxhw.errors import UserError
 
 # What loads PyTorch or the compiler is imported where it is used, so that help is immediate.
 
@@ -23,16 +23,6 @@ __all__ = ["DEFAULT_BOARD", "command", "main"]
 
 DEFAULT_BOARD = "ulx3s-85f"
 """Board that a bare ``--board`` means."""
-
-_INTERNAL_STATUS = 2
-_INTERRUPT_STATUS = 130
-
-
-class _Interrupted(MxhwError):
-    """The user stopped the build."""
-
-    exit_status = _INTERRUPT_STATUS
-
 
 _EPILOG = """Exit status: 0 if all went well, 1 for a request that cannot be served, 2 for a step
 that failed, 3 for a missing tool, 130 for an interrupt. A build that ended early goes on where it
@@ -223,7 +213,7 @@ def _build(
                 content = run_steps(context, folder, progress, stop_after=stop_after)
         except KeyboardInterrupt:
             done = ", ".join(context.results) or "nothing"
-            raise _Interrupted(
+            raise Interrupted(
                 f"interrupted; {done} kept in {path}: the same command goes on from there"
             ) from None
         names = [str(name) for name in folder.files(context.results)]
@@ -289,37 +279,9 @@ def _print_estimate(settings: Any, console: Console) -> None:
     console.print(resource_table(resources))
 
 
-def _report_error(message: str) -> None:
-    click.echo(f"mxhw: error: {message}", err=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    debug = "--debug" in arguments
-    try:
-        command.main(list(arguments), prog_name="python -m mxhw.build", standalone_mode=False)
-        return 0
-    except click.Abort:
-        _report_error("interrupted")
-        return _INTERRUPT_STATUS
-    except KeyboardInterrupt:
-        _report_error("interrupted")
-        return _INTERRUPT_STATUS
-    except click.ClickException as error:
-        _report_error(f"{error.format_message()} (--help lists the options)")
-        return UserError.exit_status
-    except MxhwError as error:
-        if debug:
-            traceback.print_exc()
-        _report_error(str(error))
-        return error.exit_status
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        hint = "" if debug else "; run with --debug for the traceback"
-        _report_error(f"internal error: {type(error).__name__}: {error}{hint}")
-        return _INTERNAL_STATUS
+    return run_command(command, "python -m mxhw.build", arguments)
 
 
 if __name__ == "__main__":

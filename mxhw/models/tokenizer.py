@@ -106,6 +106,16 @@ class Tokenizer:
         """Write the tokenizer to a JSON file."""
         Path(path).write_text(self._backend.to_str(pretty=False) + "\n", "utf-8")
 
+    @property
+    def bos(self) -> int:
+        """Token that begins a text."""
+        return BOS
+
+    @property
+    def eos(self) -> int:
+        """Token that ends a text."""
+        return EOS
+
     def __len__(self) -> int:
         """Return the number of tokens."""
         return len(self._pieces)

@@ -1,0 +1,51 @@
+"""A build's design behind the host's link, as it is simulated."""
+
+from mxhw import __version__
+from mxhw.boards.wrapper import HostedDecoder, achievable_hz
+from mxhw.compiler.context import Context
+from mxhw.errors import UserError
+
+__all__ = ["SIMULATED_BITS_A_CYCLE", "clock_hz", "design_name", "hosted_decoder"]
+
+SIMULATED_BITS_A_CYCLE = 0.5
+"""Rate that a simulated design takes its line to have, which decides how long a silence ends an
+incomplete frame: 8192 cycles. There is no line in a simulation, and waiting costs real time."""
+
+_NAME_BYTES = 40
+
+
+def clock_hz(context: Context) -> int:
+    """Clock that the PLL of the settings' board makes.
+
+    Raises
+    ------
+    UserError
+        If it cannot make one near the clock asked for.
+    """
+    wanted = context.settings.clock_mhz
+    try:
+        return achievable_hz(context.board, round(wanted * 1e6))
+    except ValueError as error:
+        raise UserError(
+            f"Clock of {wanted:g} MHz cannot be made on {context.board.name!r}: {error}"
+        ) from error
+
+
+def design_name(context: Context) -> str:
+    """What a design calls itself when a host asks: at most 40 bytes."""
+    name = f"mxhw {__version__} {context.settings.model}".encode()[:_NAME_BYTES]
+    return name.decode("utf-8", "ignore")
+
+
+def hosted_decoder(context: Context) -> HostedDecoder:
+    """The decoder and the controller that serves a host, for simulation; without a serial line."""
+    frequency = clock_hz(context)
+    return HostedDecoder(
+        decoder=context.component(),
+        vocabulary=context.config.vocabulary_size,
+        context=context.config.context,
+        model_hash=context.model_hash,
+        clock_hz=frequency,
+        baud=round(frequency * SIMULATED_BITS_A_CYCLE),
+        name=design_name(context),
+    )
