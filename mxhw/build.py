@@ -19,7 +19,7 @@ from mxhw.errors import UserError
 
 # What loads PyTorch or the compiler is imported where it is used, so that help is immediate.
 
-__all__ = ["DEFAULT_BOARD", "command", "main"]
+__all__ = ["DEFAULT_BOARD", "command", "main", "model_source"]
 
 DEFAULT_BOARD = "ulx3s-85f"
 """Board that a bare ``--board`` means."""
@@ -75,6 +75,19 @@ stood when the same command is given again."""
     help="Text to continue.",
 )
 @click.option(
+    "--context",
+    metavar="N",
+    type=click.IntRange(min=8),
+    help="Positions to build for, where MODEL is a path; by default those of the model, at most "
+    "1024.",
+)
+@click.option(
+    "--tokenizer",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Tokenizer of a llama2.c model, where it is not beside the model.",
+)
+@click.option(
     "--out",
     metavar="DIR",
     type=click.Path(path_type=Path),
@@ -102,7 +115,8 @@ stood when the same command is given again."""
 def command(**options: Any) -> None:
     """Turn a PyTorch Llama into microscaling (MX) hardware.
 
-    MODEL is the name of a bundled model. The build captures it, quantises it, checks the exact
+    MODEL is the name of a bundled model, or a path: a Hugging Face folder, a GGUF file or a .bin
+    file of llama2.c. The build captures it, quantises it, checks the exact
     integer model against the float one, generates the hardware, lets the simulated hardware
     generate text, and, with --board, builds the bitstream.
     """
@@ -117,6 +131,8 @@ def _run(
     clock: float,
     tokens: int,
     prompt: str,
+    context: int | None,
+    tokenizer: Path | None,
     out: Path | None,
     stop_after: str | None,
     estimate: bool,
@@ -133,7 +149,7 @@ def _run(
         console.print(_boards_table())
         return
     from mxhw.boards.catalog import Toolchain, find_board
-    from mxhw.compiler.context import Settings, parse_formats, unknown_name
+    from mxhw.compiler.context import Settings, parse_formats
     from mxhw.compiler.pipeline import find_step
     from mxhw.models.bundled import MODELS
 
@@ -142,8 +158,7 @@ def _run(
         model, board = board, DEFAULT_BOARD
     if model is None:
         raise UserError(f"Model is missing; choose one of {', '.join(MODELS)} (--list-models)")
-    if model not in MODELS:
-        raise UserError(unknown_name("model", model, MODELS))
+    source = model_source(model, context, tokenizer)
     target = find_board(board or DEFAULT_BOARD)
     weights, activations = parse_formats(format_)
     if stop_after is not None:
@@ -153,7 +168,6 @@ def _run(
     if board is not None:
         _check_clock(target, clock)
     settings = Settings(
-        model=model,
         target=target.name,
         board=board is not None,
         bitstream=board is not None and target.toolchain == Toolchain.TRELLIS,
@@ -162,6 +176,7 @@ def _run(
         clock_mhz=clock,
         tokens=tokens,
         prompt=prompt,
+        **source,
     )
     errors = Console(stderr=True, highlight=False)
     if not quiet and "/" not in format_ and weights != activations:
@@ -171,6 +186,44 @@ def _run(
         return
     folder = out if out is not None else _default_folder(settings)
     _build(settings, folder, stop_after, quiet=quiet, console=console, errors=errors)
+
+
+def model_source(model: str, context: int | None, tokenizer: Path | None) -> dict[str, Any]:
+    """Fields of the settings that say which model is meant.
+
+    Parameters
+    ----------
+    model : str
+        Name of a bundled model, or path of another one.
+    context : int, optional
+    tokenizer : Path, optional
+        Both only for a path.
+
+    Raises
+    ------
+    UserError
+        If there is no such model.
+    """
+    from mxhw.compiler.context import unknown_name
+    from mxhw.models.bundled import MODELS
+    from mxhw.models.loaders import fingerprint, is_model_path
+
+    if model in MODELS or not is_model_path(model):
+        if model not in MODELS:
+            raise UserError(unknown_name("model", model, MODELS))
+        for name, value in (("--context", context), ("--tokenizer", tokenizer)):
+            if value is not None:
+                raise UserError(f"Model {model!r} is bundled and takes no {name}")
+        return {"model": model}
+    path = Path(model)
+    if not path.exists():
+        raise UserError(f"There is no model at {path}")
+    return {
+        "model": str(path.resolve()),
+        "context": context,
+        "tokenizer": None if tokenizer is None else str(tokenizer.resolve()),
+        "fingerprint": fingerprint(path, tokenizer),
+    }
 
 
 def _check_clock(board: Any, clock_mhz: float) -> None:
@@ -185,7 +238,7 @@ def _check_clock(board: Any, clock_mhz: float) -> None:
 
 
 def _default_folder(settings: Any) -> Path:
-    name = f"{settings.model}-{settings.target}"
+    name = f"{settings.name}-{settings.target}"
     if settings.format != "mxint8":
         name += "-" + settings.format.replace("/", "-")
     return Path("build") / name
@@ -270,7 +323,7 @@ def _print_estimate(settings: Any, console: Console) -> None:
     resources = {"estimated": facts["resources"], "capacity": facts["capacity"]}
     cycles = facts["cycles_per_token"]
     share = facts["macs_per_token"] / (facts["multipliers"] * cycles)
-    console.print(f"{settings.model} in {settings.format} for {settings.target}")
+    console.print(f"{settings.name} in {settings.format} for {settings.target}")
     console.print(facts["binding"])
     console.print(
         f"{cycles:,} cycles a token at context {facts['context']}, "

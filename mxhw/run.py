@@ -8,13 +8,14 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from mxhw import __version__
-from mxhw.build import DEFAULT_BOARD
+from mxhw.build import DEFAULT_BOARD, model_source
 from mxhw.cli import Interrupted, run_command
 from mxhw.errors import BuildError, MxhwError, UserError
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command", "main", "open_simulation"]
 
-_BAUD = 1_000_000
 _BOARD_TIMEOUT_S = 2.0
 # A simulated design answers late, not never: if the simulation fails, the line is closed.
 _SIMULATION_TIMEOUT_S = 600.0
@@ -51,9 +51,7 @@ _SIMULATION_TIMEOUT_S = 600.0
     "--baud",
     metavar="RATE",
     type=click.IntRange(min=1),
-    default=_BAUD,
-    show_default=True,
-    help="Baud rate of the port.",
+    help="Baud rate of the port; by default the one that designs are built with.",
 )
 @click.option(
     "--board",
@@ -69,6 +67,13 @@ _SIMULATION_TIMEOUT_S = 600.0
     default="mxint8",
     show_default=True,
     help="MX formats of weights and activations, as for mxhw.build.",
+)
+@click.option("--context", metavar="N", type=click.IntRange(min=8), help="As for mxhw.build.")
+@click.option(
+    "--tokenizer",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="As for mxhw.build.",
 )
 @click.option(
     "--clock",
@@ -117,9 +122,11 @@ def _run(
     model: str,
     prompt: str,
     port: str | None,
-    baud: int,
+    baud: int | None,
     board: str,
     format_: str,
+    context: int | None,
+    tokenizer: Path | None,
     clock: float,
     tokens: int,
     temperature: float | None,
@@ -129,17 +136,17 @@ def _run(
     quiet: bool,
     debug: bool,
 ) -> None:
-    from pathlib import Path
-
     from mxhw.boards.catalog import find_board
+    from mxhw.boards.wrapper import DEFAULT_BAUD
     from mxhw.compiler.context import Context, Settings, parse_formats
     from mxhw.compiler.progress import make_progress
     from mxhw.sw.host.text import TextGenerator
 
+    baud = baud or DEFAULT_BAUD
     sampler = _make_sampler(temperature, top_p, seed)
     weights, activations = parse_formats(format_)
     settings = Settings(
-        model=model,
+        **model_source(model, context, tokenizer),
         target=find_board(board).name,
         weight_format=weights.name,
         activation_format=activations.name,
@@ -147,12 +154,15 @@ def _run(
     )
     errors = Console(stderr=True, highlight=False)
     progress = make_progress(errors, quiet=quiet)
-    context = Context(settings, Path(), progress)
-    opened = _on_board(context, port, baud, progress) if port else _simulated(context, progress)
+    shared = Context(settings, Path(), progress)
+    if port is None:
+        opened = _simulated(shared, baud, progress)
+    else:
+        opened = _on_board(shared, port, baud, progress)
     with opened as client:
         if not quiet:
             _introduce(client, port, errors)
-        generator = TextGenerator(client, context.tokenizer, sampler)
+        generator = TextGenerator(client, shared.tokenizer, sampler)
         told = None if quiet else errors
         if interactive:
             _converse(generator, client, prompt, tokens, told, simulated=port is None, baud=baud)
@@ -207,7 +217,7 @@ def open_simulation(context: "Context", progress: "Progress") -> "Iterator[Any]"
 
 
 @contextlib.contextmanager
-def _simulated(context: "Context", progress: "Progress") -> "Iterator[MxhwClient]":
+def _simulated(context: "Context", baud: int, progress: "Progress") -> "Iterator[MxhwClient]":
     from mxhw.sw.host.client import MxhwClient, open_serial
 
     with contextlib.ExitStack() as stack:
@@ -220,7 +230,7 @@ def _simulated(context: "Context", progress: "Progress") -> "Iterator[MxhwClient
             progress.begin("simulator")
             port = stack.enter_context(open_simulation(context, progress))
             progress.finish("simulator", time.monotonic() - start, reused=False)
-        serial = stack.enter_context(open_serial(port.url, baud=_BAUD))
+        serial = stack.enter_context(open_serial(port.url, baud=baud))
         client = MxhwClient(serial, timeout_s=_SIMULATION_TIMEOUT_S, model_hash=model_hash)
         try:
             yield client

@@ -62,7 +62,7 @@ def test_text_of_a_simulated_design(cli, tokenizer):
     assert out == expected + "\n"
     assert "mxhw test simulated, model 4142434445464748, 65 MHz, context 32" in err
     assert "6 tokens in" in err
-    assert "tokens/s projected at 65 MHz (a line of 1,000,000 baud carries" in err
+    assert "tokens/s projected at 65 MHz (a line of 2,000,000 baud carries" in err
 
 
 def test_quiet(cli):
@@ -169,7 +169,7 @@ def test_no_design_at_the_port(cli, monkeypatch, answer, reason):
     status, out, err = cli("llama", "Once", "--port", line.name)
     assert (status, out) == (2, "")
     assert error_line(err) == (
-        f"No design of mxhw answers at {line.name} with 1000000 baud: {reason}; "
+        f"No design of mxhw answers at {line.name} with 2000000 baud: {reason}; "
         f"load the bitstream first"
     )
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from mxhw.compiler.ideal import IdealModel
 from mxhw.models import evaluate
 from mxhw.models.llama import Llama
-from mxhw.models.tokenizer import Tokenizer
+from mxhw.models.tokenizer import TextTokenizer
 from mxhw.sw.golden.linear import FIXED_FRACTION_BITS
 
 __all__ = [
@@ -124,7 +124,7 @@ def model_readings(
 @torch.no_grad()
 def measure(
     models: Mapping[str, LogitsFunction],
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     stories: Sequence[str],
     context: int,
     on_progress: Callable[[int, int], None] | None = None,
@@ -135,7 +135,7 @@ def measure(
     ----------
     models : mapping of str to callable
         Logits ``[1, T, vocabulary]`` of token numbers ``[1, T]``; row t depends on tokens 0 to t.
-    tokenizer : Tokenizer
+    tokenizer : TextTokenizer
     stories : sequence of str
         Texts; empty ones are skipped.
     context : int

@@ -1,17 +1,14 @@
 """A build's design behind the host's link, as it is simulated."""
 
-from mxhw import __version__
 from mxhw.boards.wrapper import HostedDecoder, achievable_hz
 from mxhw.compiler.context import Context
 from mxhw.errors import UserError
 
-__all__ = ["SIMULATED_BITS_A_CYCLE", "clock_hz", "design_name", "hosted_decoder"]
+__all__ = ["SIMULATED_BITS_A_CYCLE", "clock_hz", "hosted_decoder"]
 
 SIMULATED_BITS_A_CYCLE = 0.5
 """Rate that a simulated design takes its line to have, which decides how long a silence ends an
 incomplete frame: 8192 cycles. There is no line in a simulation, and waiting costs real time."""
-
-_NAME_BYTES = 40
 
 
 def clock_hz(context: Context) -> int:
@@ -31,12 +28,6 @@ def clock_hz(context: Context) -> int:
         ) from error
 
 
-def design_name(context: Context) -> str:
-    """What a design calls itself when a host asks: at most 40 bytes."""
-    name = f"mxhw {__version__} {context.settings.model}".encode()[:_NAME_BYTES]
-    return name.decode("utf-8", "ignore")
-
-
 def hosted_decoder(context: Context) -> HostedDecoder:
     """The decoder and the controller that serves a host, for simulation; without a serial line."""
     frequency = clock_hz(context)
@@ -47,5 +38,5 @@ def hosted_decoder(context: Context) -> HostedDecoder:
         model_hash=context.model_hash,
         clock_hz=frequency,
         baud=round(frequency * SIMULATED_BITS_A_CYCLE),
-        name=design_name(context),
+        name=context.design_name,
     )

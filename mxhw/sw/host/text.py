@@ -4,34 +4,17 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 from mxhw.errors import MxhwError
+from mxhw.models.tokenizer import TextTokenizer
 from mxhw.sw.host.client import MxhwClient
 from mxhw.sw.host.protocol import Status
 from mxhw.sw.host.sampling import Sampler
 
-__all__ = ["Speed", "TextGenerator", "TextStream", "TextTokenizer"]
+__all__ = ["Speed", "TextGenerator", "TextStream"]
 
 _UNFINISHED = "\ufffd"
 _BITS_A_BYTE = 10
-
-
-class TextTokenizer(Protocol):
-    """What text generation needs of a tokenizer."""
-
-    @property
-    def eos(self) -> int | None:
-        """Token that ends a text, if there is one."""
-        ...
-
-    def encode(self, text: str) -> list[int]:
-        """Token numbers of a text, behind the token that begins one."""
-        ...
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of token numbers."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
