@@ -103,6 +103,13 @@ stood when the same command is given again."""
     is_flag=True,
     help="Print resources and speed to expect; needs no tools and writes nothing.",
 )
+@click.option(
+    "--text",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Print the perplexity of the float, ideal and golden models on a text file (several texts "
+    "are separated by <|endoftext|>); builds nothing.",
+)
 @click.option("--list-models", is_flag=True, help="List the bundled models.")
 @click.option(
     "--list-boards",
@@ -136,6 +143,7 @@ def _run(
     out: Path | None,
     stop_after: str | None,
     estimate: bool,
+    text: Path | None,
     list_models: bool,
     list_boards: bool,
     quiet: bool,
@@ -183,6 +191,9 @@ def _run(
         errors.print(f"Weights in {weights.name}, activations in {activations.name}.")
     if estimate:
         _print_estimate(settings, console)
+        return
+    if text is not None:
+        _print_perplexity(settings, text, quiet=quiet, console=console, errors=errors)
         return
     folder = out if out is not None else _default_folder(settings)
     _build(settings, folder, stop_after, quiet=quiet, console=console, errors=errors)
@@ -319,7 +330,9 @@ def _print_estimate(settings: Any, console: Console) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch)
-        facts = plan(Context(settings, path, SilentProgress()), path)
+        context = Context(settings, path, SilentProgress())
+        console.print(_memory_statement(context), soft_wrap=True, markup=False)
+        facts = plan(context, path)
     resources = {"estimated": facts["resources"], "capacity": facts["capacity"]}
     cycles = facts["cycles_per_token"]
     share = facts["macs_per_token"] / (facts["multipliers"] * cycles)
@@ -330,6 +343,82 @@ def _print_estimate(settings: Any, console: Console) -> None:
         f"multipliers busy in {share:.0%} of them\n"
     )
     console.print(resource_table(resources))
+
+
+def _memory_statement(context: Any) -> str:
+    from mxhw.compiler.memory import describe_memory, memory_needed
+
+    options, board = context.options, context.board
+    memory = memory_needed(
+        context.config, options.weight_format, options.activation_format, options.wide_format
+    )
+    bits = board.device.block_ram_bits * board.capacity.block_rams
+    return describe_memory(memory, context.config, board.name, bits)
+
+
+def _print_perplexity(
+    settings: Any, text: Path, *, quiet: bool, console: Console, errors: Console
+) -> None:
+    import time
+
+    from mxhw.compiler import accuracy
+    from mxhw.compiler.context import Context
+    from mxhw.compiler.ideal import IdealModel
+    from mxhw.compiler.progress import make_progress
+    from mxhw.models.evaluate import read_stories
+
+    stories = read_stories(text)
+    with make_progress(errors, quiet=quiet) as progress:
+        progress.plan([("model", "load and lower"), ("perplexity", f"score {text.name}")])
+        context = Context(settings, Path(), progress)
+        start = time.monotonic()
+        progress.begin("model")
+        models = accuracy.model_readings(
+            context.model, IdealModel(context.model, context.options), context.prefill
+        )
+        progress.finish("model", time.monotonic() - start, reused=False)
+        start = time.monotonic()
+        progress.begin("perplexity")
+        try:
+            scores = accuracy.measure(
+                models,
+                context.tokenizer,
+                stories,
+                context.config.context,
+                lambda done, total: progress.update("windows", done, total),
+            )
+        except ValueError as error:
+            raise UserError(f"Text {text} cannot be scored: {error}") from error
+        progress.finish("perplexity", time.monotonic() - start, reused=False)
+    console.print(
+        f"{settings.name} in {settings.format} on {text.name}: {scores.tokens:,} tokens, "
+        f"{scores.bytes:,} bytes, windows of {context.config.context}",
+        soft_wrap=True,
+        markup=False,
+    )
+    console.print(_perplexity_table(scores))
+
+
+def _perplexity_table(scores: Any) -> Table:
+    def interval(bounds: tuple[float, float], digits: int) -> str:
+        low, high = bounds
+        known = low > 0 and high < float("inf")
+        return f"{low:.{digits}f} to {high:.{digits}f}" if known else "unknown (one window)"
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model")
+    for title in ("perplexity", "95 % interval", "bits/byte", "over float", "95 % interval"):
+        table.add_column(title, justify="right")
+    for name in scores.nats:
+        table.add_row(
+            name,
+            f"{scores.perplexity(name):.4f}",
+            interval(scores.perplexity_interval(name), 3),
+            f"{scores.bits_per_byte(name):.4f}",
+            f"x{scores.difference(name, 'float').ratio:.4f}",
+            interval(scores.ratio_interval(name, "float"), 4),
+        )
+    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -124,8 +124,6 @@ class Settings:
         Path of its tokenizer, where its files do not tell.
     fingerprint : str
         Digest of its files.
-    text : str or None
-        Path of a text to measure the perplexity on, besides the bundled stories.
     """
 
     model: str
@@ -140,7 +138,6 @@ class Settings:
     context: int | None = None
     tokenizer: str | None = None
     fingerprint: str = ""
-    text: str | None = None
 
     @property
     def name(self) -> str:

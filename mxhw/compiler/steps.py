@@ -101,7 +101,7 @@ def golden(context: Context, out: Path) -> dict[str, Any]:
         context.tokenizer,
         accuracy.validation_stories(),
         context.config.context,
-        lambda done, total: progress.update("perplexity, stories", done, total),
+        lambda done, total: progress.update("perplexity, windows", done, total),
     )
     cost = scores.difference("golden", "ideal")
     texts = [context.tokenizer.decode(ids) for ids in script.sequences()]

@@ -398,3 +398,46 @@ def test_a_program_that_is_interrupted_ends_in_one_line(tmp_path):
         "mxhw: error: interrupted; nothing kept in build/llama-ulx3s-85f: "
         "the same command goes on from there\n"
     )
+
+
+def test_perplexity_of_a_text(cli, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a dog.\n<|endoftext|>\nTom had a red ball.\n")
+    status, out, err = cli("llama", "--text", str(text))
+    assert status == 0
+    assert "llama in mxint8 on text.txt: " in out
+    rows = [line.split()[0] for line in out.splitlines() if line]
+    assert rows[-3:] == ["float", "ideal", "golden"]
+    assert "unknown" not in out
+    assert "perplexity: score text.txt" in err
+    assert not (tmp_path / "build").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "Text {} cannot be read: No such file or directory"),
+        (b"", "Text {} must hold at least one story, not 0"),
+        (b"\xff\xfe", None),
+    ],
+)
+def test_text_that_cannot_be_scored(cli, tmp_path, content, message):
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_bytes(content)
+    status, _, err = cli("llama", "--text", str(text))
+    assert status == 1
+    assert message is None or error_line(err) == message.format(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("./gone.gguf",), "There is no model at gone.gguf"),
+        (("llama", "--context", "64"), "Model 'llama' is bundled and takes no --context"),
+        (("llama", "--tokenizer", "t.bin"), "Model 'llama' is bundled and takes no --tokenizer"),
+    ],
+)
+def test_models_from_outside_that_are_not_there(cli, arguments, message):
+    status, _, err = cli(*arguments)
+    assert (status, error_line(err)) == (1, message)

@@ -356,7 +356,8 @@ def test_folder_without_a_tokenizer(folder, monkeypatch):
     assert refusal(folder) == f"{folder}: tokenizer.json is missing"
 
 
-# Fuzzing: whatever the bytes, a model or one sentence, and no more memory than for good files. A small file, so that structure is hit often.
+# Fuzzing: whatever the bytes, a model or one sentence, and no more memory than for good files. The
+# files are small, so that their structure is hit often.
 
 TINY = {"vocabulary_size": 260, "dim": 4, "hidden": 4, "layers": 1, "heads": 1, "kv_heads": 1}
 _ALLOWANCE = 128 << 20

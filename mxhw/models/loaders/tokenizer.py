@@ -50,8 +50,18 @@ class ModelTokenizer:
         return text
 
     def encode(self, text: str) -> list[int]:
-        """Return the text's token numbers, behind the one that begins a text if there is one."""
-        ids = self._backend.encode(text, add_special_tokens=False).ids
+        """Return the text's token numbers, behind the one that begins a text if there is one.
+
+        Raises
+        ------
+        UserError
+            If the tokenizer has no tokens for the text.
+        """
+        try:
+            ids = self._backend.encode(text, add_special_tokens=False).ids
+        # The library raises bare Exception for what a model lacks.
+        except Exception as error:
+            raise UserError(f"Text cannot be encoded by the model's tokenizer: {error}") from error
         return ids if self.bos is None else [self.bos, *ids]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -173,6 +183,7 @@ def load_tokenizer_json(
     data = read_small(path, "tokenizer")
     try:
         backend = tokenizers.Tokenizer.from_str(data.decode())
+        backend.encode("a")
     # The library raises bare Exception for bad JSON.
     except Exception as error:
         raise UserError(f"{path}: tokenizer is invalid: {error}") from error
