@@ -61,10 +61,11 @@ def memory_needed(
     bits = 0
     for name, shape in weight_shapes(dataclasses.replace(config, layers=1)).items():
         count = config.layers if name.startswith("blocks.") else 1
-        if len(shape) == 1:
-            bits += count * whole_blocks(shape[0], size) // size * wide.block_bits
-            continue
         projection = name.split(".")[-2]
+        if len(shape) == 1:
+            width = rows.get(projection, whole_blocks(shape[0], size))
+            bits += count * (width // size) * wide.block_bits
+            continue
         # Rows of tables by token are no axis of blocks.
         table = projection in ("embedding", "head")
         height = shape[0] if table else rows.get(projection, whole_blocks(shape[0], size))
