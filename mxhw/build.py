@@ -331,7 +331,8 @@ def _print_estimate(settings: Any, console: Console) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch)
         context = Context(settings, path, SilentProgress())
-        console.print(_memory_statement(context), soft_wrap=True, markup=False)
+        if settings.fingerprint:
+            console.print(_memory_statement(context), soft_wrap=True, markup=False)
         facts = plan(context, path)
     resources = {"estimated": facts["resources"], "capacity": facts["capacity"]}
     cycles = facts["cycles_per_token"]
