@@ -44,7 +44,7 @@ def plan(context: Context, out: Path) -> dict[str, Any]:
     if reasons:
         raise UserError(_too_big(settings, board.name, reasons))
     return {
-        "model": settings.model,
+        "model": settings.name,
         "parameters": sum(value.numel() for value in context.model.weights().values()),
         "architecture": config.to_dict(),
         "weight_format": settings.weight_format,
