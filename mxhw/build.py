@@ -5,7 +5,6 @@ user asked for, 2 for a step that failed, 3 for a missing tool, 130 for an inter
 """
 
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 from mxhw import __version__
-from mxhw.errors import MxhwError, UserError
+from mxhw.cli import Interrupted, run_command
+from mxhw.errors import UserError
 
 # What loads PyTorch or the compiler is imported where it is used, so that help is immediate.
 
-__all__ = ["DEFAULT_BOARD", "command", "main"]
+__all__ = ["DEFAULT_BOARD", "command", "main", "model_source"]
 
 DEFAULT_BOARD = "ulx3s-85f"
 """Board that a bare ``--board`` means."""
-
-_INTERNAL_STATUS = 2
-_INTERRUPT_STATUS = 130
-
-
-class _Interrupted(MxhwError):
-    """The user stopped the build."""
-
-    exit_status = _INTERRUPT_STATUS
-
 
 _EPILOG = """Exit status: 0 if all went well, 1 for a request that cannot be served, 2 for a step
 that failed, 3 for a missing tool, 130 for an interrupt. A build that ended early goes on where it
@@ -85,6 +75,19 @@ stood when the same command is given again."""
     help="Text to continue.",
 )
 @click.option(
+    "--context",
+    metavar="N",
+    type=click.IntRange(min=8),
+    help="Positions to build for, where MODEL is a path; by default those of the model, at most "
+    "1024.",
+)
+@click.option(
+    "--tokenizer",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Tokenizer of a llama2.c model, where it is not beside the model.",
+)
+@click.option(
     "--out",
     metavar="DIR",
     type=click.Path(path_type=Path),
@@ -100,6 +103,13 @@ stood when the same command is given again."""
     is_flag=True,
     help="Print resources and speed to expect; needs no tools and writes nothing.",
 )
+@click.option(
+    "--text",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Print the perplexity of the float, ideal and golden models on a text file (several texts "
+    "are separated by <|endoftext|>); builds nothing.",
+)
 @click.option("--list-models", is_flag=True, help="List the bundled models.")
 @click.option(
     "--list-boards",
@@ -112,7 +122,8 @@ stood when the same command is given again."""
 def command(**options: Any) -> None:
     """Turn a PyTorch Llama into microscaling (MX) hardware.
 
-    MODEL is the name of a bundled model. The build captures it, quantises it, checks the exact
+    MODEL is the name of a bundled model, or a path: a Hugging Face folder, a GGUF file or a .bin
+    file of llama2.c. The build captures it, quantises it, checks the exact
     integer model against the float one, generates the hardware, lets the simulated hardware
     generate text, and, with --board, builds the bitstream.
     """
@@ -127,9 +138,12 @@ def _run(
     clock: float,
     tokens: int,
     prompt: str,
+    context: int | None,
+    tokenizer: Path | None,
     out: Path | None,
     stop_after: str | None,
     estimate: bool,
+    text: Path | None,
     list_models: bool,
     list_boards: bool,
     quiet: bool,
@@ -143,7 +157,7 @@ def _run(
         console.print(_boards_table())
         return
     from mxhw.boards.catalog import Toolchain, find_board
-    from mxhw.compiler.context import Settings, parse_formats, unknown_name
+    from mxhw.compiler.context import Settings, parse_formats
     from mxhw.compiler.pipeline import find_step
     from mxhw.models.bundled import MODELS
 
@@ -152,8 +166,7 @@ def _run(
         model, board = board, DEFAULT_BOARD
     if model is None:
         raise UserError(f"Model is missing; choose one of {', '.join(MODELS)} (--list-models)")
-    if model not in MODELS:
-        raise UserError(unknown_name("model", model, MODELS))
+    source = model_source(model, context, tokenizer)
     target = find_board(board or DEFAULT_BOARD)
     weights, activations = parse_formats(format_)
     if stop_after is not None:
@@ -163,7 +176,6 @@ def _run(
     if board is not None:
         _check_clock(target, clock)
     settings = Settings(
-        model=model,
         target=target.name,
         board=board is not None,
         bitstream=board is not None and target.toolchain == Toolchain.TRELLIS,
@@ -172,6 +184,7 @@ def _run(
         clock_mhz=clock,
         tokens=tokens,
         prompt=prompt,
+        **source,
     )
     errors = Console(stderr=True, highlight=False)
     if not quiet and "/" not in format_ and weights != activations:
@@ -179,8 +192,49 @@ def _run(
     if estimate:
         _print_estimate(settings, console)
         return
+    if text is not None:
+        _print_perplexity(settings, text, quiet=quiet, console=console, errors=errors)
+        return
     folder = out if out is not None else _default_folder(settings)
     _build(settings, folder, stop_after, quiet=quiet, console=console, errors=errors)
+
+
+def model_source(model: str, context: int | None, tokenizer: Path | None) -> dict[str, Any]:
+    """Fields of the settings that say which model is meant.
+
+    Parameters
+    ----------
+    model : str
+        Name of a bundled model, or path of another one.
+    context : int, optional
+    tokenizer : Path, optional
+        Both only for a path.
+
+    Raises
+    ------
+    UserError
+        If there is no such model.
+    """
+    from mxhw.compiler.context import unknown_name
+    from mxhw.models.bundled import MODELS
+    from mxhw.models.loaders import fingerprint, is_model_path
+
+    if model in MODELS or not is_model_path(model):
+        if model not in MODELS:
+            raise UserError(unknown_name("model", model, MODELS))
+        for name, value in (("--context", context), ("--tokenizer", tokenizer)):
+            if value is not None:
+                raise UserError(f"Model {model!r} is bundled and takes no {name}")
+        return {"model": model}
+    path = Path(model)
+    if not path.exists():
+        raise UserError(f"There is no model at {path}")
+    return {
+        "model": str(path.resolve()),
+        "context": context,
+        "tokenizer": None if tokenizer is None else str(tokenizer.resolve()),
+        "fingerprint": fingerprint(path, tokenizer),
+    }
 
 
 def _check_clock(board: Any, clock_mhz: float) -> None:
@@ -195,7 +249,7 @@ def _check_clock(board: Any, clock_mhz: float) -> None:
 
 
 def _default_folder(settings: Any) -> Path:
-    name = f"{settings.model}-{settings.target}"
+    name = f"{settings.name}-{settings.target}"
     if settings.format != "mxint8":
         name += "-" + settings.format.replace("/", "-")
     return Path("build") / name
@@ -223,7 +277,7 @@ def _build(
                 content = run_steps(context, folder, progress, stop_after=stop_after)
         except KeyboardInterrupt:
             done = ", ".join(context.results) or "nothing"
-            raise _Interrupted(
+            raise Interrupted(
                 f"interrupted; {done} kept in {path}: the same command goes on from there"
             ) from None
         names = [str(name) for name in folder.files(context.results)]
@@ -276,11 +330,14 @@ def _print_estimate(settings: Any, console: Console) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch)
-        facts = plan(Context(settings, path, SilentProgress()), path)
+        context = Context(settings, path, SilentProgress())
+        if settings.fingerprint:
+            console.print(_memory_statement(context), soft_wrap=True, markup=False)
+        facts = plan(context, path)
     resources = {"estimated": facts["resources"], "capacity": facts["capacity"]}
     cycles = facts["cycles_per_token"]
     share = facts["macs_per_token"] / (facts["multipliers"] * cycles)
-    console.print(f"{settings.model} in {settings.format} for {settings.target}")
+    console.print(f"{settings.name} in {settings.format} for {settings.target}")
     console.print(facts["binding"])
     console.print(
         f"{cycles:,} cycles a token at context {facts['context']}, "
@@ -289,37 +346,85 @@ def _print_estimate(settings: Any, console: Console) -> None:
     console.print(resource_table(resources))
 
 
-def _report_error(message: str) -> None:
-    click.echo(f"mxhw: error: {message}", err=True)
+def _memory_statement(context: Any) -> str:
+    from mxhw.compiler.memory import describe_memory, memory_needed
+
+    options, board = context.options, context.board
+    memory = memory_needed(
+        context.config, options.weight_format, options.activation_format, options.wide_format
+    )
+    bits = board.device.block_ram_bits * board.capacity.block_rams
+    return describe_memory(memory, context.config, board.name, bits)
+
+
+def _print_perplexity(
+    settings: Any, text: Path, *, quiet: bool, console: Console, errors: Console
+) -> None:
+    import time
+
+    from mxhw.compiler import accuracy
+    from mxhw.compiler.context import Context
+    from mxhw.compiler.ideal import IdealModel
+    from mxhw.compiler.progress import make_progress
+    from mxhw.models.evaluate import read_stories
+
+    stories = read_stories(text)
+    with make_progress(errors, quiet=quiet) as progress:
+        progress.plan([("model", "load and lower"), ("perplexity", f"score {text.name}")])
+        context = Context(settings, Path(), progress)
+        start = time.monotonic()
+        progress.begin("model")
+        models = accuracy.model_readings(
+            context.model, IdealModel(context.model, context.options), context.prefill
+        )
+        progress.finish("model", time.monotonic() - start, reused=False)
+        start = time.monotonic()
+        progress.begin("perplexity")
+        try:
+            scores = accuracy.measure(
+                models,
+                context.tokenizer,
+                stories,
+                context.config.context,
+                lambda done, total: progress.update("windows", done, total),
+            )
+        except ValueError as error:
+            raise UserError(f"Text {text} cannot be scored: {error}") from error
+        progress.finish("perplexity", time.monotonic() - start, reused=False)
+    console.print(
+        f"{settings.name} in {settings.format} on {text.name}: {scores.tokens:,} tokens, "
+        f"{scores.bytes:,} bytes, windows of {context.config.context}",
+        soft_wrap=True,
+        markup=False,
+    )
+    console.print(_perplexity_table(scores))
+
+
+def _perplexity_table(scores: Any) -> Table:
+    def interval(bounds: tuple[float, float], digits: int) -> str:
+        low, high = bounds
+        known = low > 0 and high < float("inf")
+        return f"{low:.{digits}f} to {high:.{digits}f}" if known else "unknown (one window)"
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model")
+    for title in ("perplexity", "95 % interval", "bits/byte", "over float", "95 % interval"):
+        table.add_column(title, justify="right")
+    for name in scores.nats:
+        table.add_row(
+            name,
+            f"{scores.perplexity(name):.4f}",
+            interval(scores.perplexity_interval(name), 3),
+            f"{scores.bits_per_byte(name):.4f}",
+            f"x{scores.difference(name, 'float').ratio:.4f}",
+            interval(scores.ratio_interval(name, "float"), 4),
+        )
+    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    debug = "--debug" in arguments
-    try:
-        command.main(list(arguments), prog_name="python -m mxhw.build", standalone_mode=False)
-        return 0
-    except click.Abort:
-        _report_error("interrupted")
-        return _INTERRUPT_STATUS
-    except KeyboardInterrupt:
-        _report_error("interrupted")
-        return _INTERRUPT_STATUS
-    except click.ClickException as error:
-        _report_error(f"{error.format_message()} (--help lists the options)")
-        return UserError.exit_status
-    except MxhwError as error:
-        if debug:
-            traceback.print_exc()
-        _report_error(str(error))
-        return error.exit_status
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        hint = "" if debug else "; run with --debug for the traceback"
-        _report_error(f"internal error: {type(error).__name__}: {error}{hint}")
-        return _INTERNAL_STATUS
+    return run_command(command, "python -m mxhw.build", arguments)
 
 
 if __name__ == "__main__":

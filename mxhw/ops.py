@@ -28,6 +28,7 @@ __all__ = [
     "add",
     "argmax",
     "attention_values",
+    "bias",
     "embedding",
     "info",
     "key_cache",
@@ -91,6 +92,18 @@ def linear(x: MXTensor, weight: MXTensor, *, format: str) -> MXTensor:
     return _linear.linear(x, weight, parse_format(format))
 
 
+@_operator("bias")
+def bias(x: MXTensor, constant: MXTensor, *, format: str) -> MXTensor:
+    """Sum with a constant vector."""
+    shape = x.elements.shape
+    rows = MXTensor(
+        constant.elements.expand(shape),
+        constant.scales.expand(x.scales.shape),
+        constant.format,
+    )
+    return _pointwise.add(x, rows, parse_format(format))
+
+
 @_operator("engine")
 def logits(x: MXTensor, weight: MXTensor) -> torch.Tensor:
     """Matrix product with a constant weight in fixed point."""
@@ -120,9 +133,10 @@ def rope(
     head_size: int,
     theta: float,
     format: str,
+    rotary: int | None = None,
 ) -> MXTensor:
     """Rotary position embedding on interleaved pairs."""
-    return _rope.rope(x, position, context, head_size, theta, parse_format(format))
+    return _rope.rope(x, position, context, head_size, theta, parse_format(format), rotary)
 
 
 @_operator("key_cache")
@@ -167,8 +181,12 @@ def softmax(
 ) -> Probabilities:
     """Softmax numerators over the positions up to the token's own, value scales folded in."""
     heads = fixed.shape[-2]
+    # Blocks of one head have scales of their own, so each has its own numerators.
+    blocks = values.blocks // kv_heads
     visible = torch.arange(fixed.shape[-1]) <= position.unsqueeze(-1)
-    scales = values.scales.T.repeat_interleave(heads // kv_heads, 0)
+    scales = values.scales.T.unflatten(0, (kv_heads, blocks))
+    scales = scales.repeat_interleave(heads // kv_heads, 0).flatten(0, 1)
+    fixed = fixed.repeat_interleave(blocks, -2)
     visible = visible.unsqueeze(-2).expand_as(fixed)
     return _attention.softmax(fixed, visible, scales.expand_as(fixed), parse_format(format))
 
@@ -183,13 +201,16 @@ def attention_values(
     wide: str,
 ) -> MXTensor:
     """Probability-weighted sum of the cached values, normalised."""
-    heads = probabilities.total.shape[-1]
-    size = values.elements.shape[-1] // kv_heads
     narrow = parse_format(format)
+    size = narrow.block_size
+    blocks = values.elements.shape[-1] // kv_heads // size
+    heads = probabilities.total.shape[-1] // blocks
     parts = []
-    for head in range(heads):
-        rows = Probabilities(probabilities.numerators[:, head], probabilities.total[:, head])
-        cached = _head(values, head * kv_heads // heads, size).elements
+    for part in range(heads * blocks):
+        head, block = divmod(part, blocks)
+        rows = Probabilities(probabilities.numerators[:, part], probabilities.total[:, part])
+        source = head * kv_heads // heads * blocks + block
+        cached = values.elements[..., source * size : (source + 1) * size]
         parts.append(_attention.values(rows, cached, narrow, parse_format(wide)))
     elements = torch.cat([part.elements for part in parts], -1)
     return MXTensor(elements, torch.cat([part.scales for part in parts], -1), narrow)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from mxhw.compiler.ideal import IdealModel
 from mxhw.models import evaluate
 from mxhw.models.llama import Llama
-from mxhw.models.tokenizer import Tokenizer
+from mxhw.models.tokenizer import TextTokenizer
 from mxhw.sw.golden.linear import FIXED_FRACTION_BITS
 
 __all__ = [
@@ -29,6 +29,8 @@ __all__ = [
     "split_stories",
     "validation_stories",
 ]
+
+_NORMAL_95 = 1.959964
 
 SEPARATOR = "<|endoftext|>"
 """What stands between two stories of a text file."""
@@ -68,10 +70,13 @@ class Accuracy:
         By the model's name, the negative natural logarithm of each token's probability.
     bytes : int
         UTF-8 bytes that the tokens stand for.
+    windows : int64 tensor or None
+        Number of the window that each token was scored in.
     """
 
     nats: dict[str, Tensor]
     bytes: int
+    windows: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -85,6 +90,31 @@ class Accuracy:
     def bits_per_byte(self, name: str) -> float:
         """A model's total loss in bits over the bytes of the text."""
         return float(self.nats[name].sum()) / math.log(2) / self.bytes
+
+    def perplexity_interval(self, name: str) -> tuple[float, float]:
+        """95 % confidence interval of a model's perplexity on texts like these."""
+        return self._interval(self.nats[name])
+
+    def ratio_interval(self, name: str, reference: str) -> tuple[float, float]:
+        """95 % confidence interval of one perplexity over another, paired by token."""
+        return self._interval(self.nats[name] - self.nats[reference])
+
+    def _interval(self, values: Tensor) -> tuple[float, float]:
+        """Interval of the exponential of a mean.
+
+        The tokens of one window depend on each other, so windows are what is counted as drawn; with
+        fewer than two of them the interval is unknown.
+        """
+        if self.windows is None or not len(values) or int(self.windows.max()) < 1:
+            return 0.0, math.inf
+        mean = float(values.mean())
+        count = int(self.windows.max()) + 1
+        sums = torch.zeros(count, dtype=torch.float64).index_add(
+            0, self.windows, values.double() - mean
+        )
+        variance = float(sums.square().sum()) * count / (count - 1) / len(values) ** 2
+        half = _NORMAL_95 * math.sqrt(variance)
+        return math.exp(mean - half), math.exp(mean + half)
 
     def difference(self, name: str, reference: str) -> Difference:
         """Mean loss of ``name`` minus that of ``reference``, paired by token."""
@@ -124,7 +154,7 @@ def model_readings(
 @torch.no_grad()
 def measure(
     models: Mapping[str, LogitsFunction],
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     stories: Sequence[str],
     context: int,
     on_progress: Callable[[int, int], None] | None = None,
@@ -135,13 +165,13 @@ def measure(
     ----------
     models : mapping of str to callable
         Logits ``[1, T, vocabulary]`` of token numbers ``[1, T]``; row t depends on tokens 0 to t.
-    tokenizer : Tokenizer
+    tokenizer : TextTokenizer
     stories : sequence of str
         Texts; empty ones are skipped.
     context : int
         Most tokens that a model is given at once; at least 2.
     on_progress : callable, optional
-        Called with the stories done and their number.
+        Called with the windows done and their number.
 
     Raises
     ------
@@ -150,21 +180,21 @@ def measure(
     """
     if context < 2:
         raise ValueError(f"Context must be at least 2 tokens, not {context}")
-    losses: dict[str, list[Tensor]] = {name: [] for name in models}
-    size = 0
-    for done, story in enumerate(stories):
-        ids = tokenizer.encode(story)
-        if len(ids) < 2:
-            continue
-        size += len(tokenizer.normalize(story).encode())
-        for start, first, stop in evaluate._windows(len(ids), context):
-            tokens = torch.tensor([ids[start : stop - 1]])
-            target = torch.tensor(ids[first:stop])
-            for name, logits_function in models.items():
-                logits = logits_function(tokens)[0, first - start - 1 :].double()
-                losses[name].append(functional.cross_entropy(logits, target, reduction="none"))
-        if on_progress is not None:
-            on_progress(done + 1, len(stories))
-    if not size:
+    texts = [ids for story in stories if len(ids := tokenizer.encode(story)) > 1]
+    size = sum(len(tokenizer.normalize(story).encode()) for story in stories)
+    if not texts or not size:
         raise ValueError("At least one story must not be empty")
-    return Accuracy({name: torch.cat(parts) for name, parts in losses.items()}, size)
+    jobs = [(ids, window) for ids in texts for window in evaluate._windows(len(ids), context)]
+    losses: dict[str, list[Tensor]] = {name: [] for name in models}
+    windows: list[Tensor] = []
+    for number, (ids, (start, first, stop)) in enumerate(jobs):
+        tokens = torch.tensor([ids[start : stop - 1]])
+        target = torch.tensor(ids[first:stop])
+        for name, logits_function in models.items():
+            logits = logits_function(tokens)[0, first - start - 1 :].double()
+            losses[name].append(functional.cross_entropy(logits, target, reduction="none"))
+        windows.append(torch.full((len(target),), number))
+        if on_progress is not None:
+            on_progress(number + 1, len(jobs))
+    nats = {name: torch.cat(parts) for name, parts in losses.items()}
+    return Accuracy(nats, size, torch.cat(windows))

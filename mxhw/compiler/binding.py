@@ -56,6 +56,8 @@ class FoldedBinding:
     rope_theta, norm_epsilon : float
     norm_weights : list of MXTensor
     softmax_lanes, gated_lanes : int
+    rotary : int or None
+        Head size of the model where heads share or do not fill their blocks.
     macs : int
         Useful multiplications of the constant matrices, a token.
     step_nodes : dict
@@ -80,6 +82,7 @@ class FoldedBinding:
     macs: int
     softmax_lanes: int = 2
     gated_lanes: int = 1
+    rotary: int | None = None
 
     @property
     def multipliers(self) -> int:
@@ -116,7 +119,8 @@ class _Binder:
         self._macs = 0
         self._gates: dict[Node, Node] = {}
         self._epsilons: set[float] = set()
-        self._ropes: set[tuple[int, int, float]] = set()
+        self._dims: set[int] = set()
+        self._ropes: set[tuple[int, int, float, int | None]] = set()
         self._hidden = 0
         self._heads: set[tuple[int, int]] = set()
         self._projecting = False
@@ -188,9 +192,11 @@ class _Binder:
         elif node.target is ops.rms_norm:
             self._norms.append(self._constant(node.args[1]))
             self._epsilons.add(node.kwargs["epsilon"])
+            self._dims.add(node.kwargs["dim"])
         elif node.target is ops.rope:
             keywords = node.kwargs
-            self._ropes.add((keywords["context"], keywords["head_size"], keywords["theta"]))
+            names = ("context", "head_size", "theta", "rotary")
+            self._ropes.add(tuple(keywords.get(name) for name in names))
         elif node.target is ops.linear:
             self._visit_linear(node)
         elif node.target is ops.attention_values:
@@ -319,7 +325,7 @@ class _Binder:
         ):
             if len(values) != 1:
                 raise UserError(f"Layers must share one {what} to fold, not have {len(values)}")
-        context, head_size, theta = next(iter(self._ropes))
+        context, head_size, theta, rotary = next(iter(self._ropes))
         heads, kv_heads = next(iter(self._heads))
         layers = self._layer + 1
         block = options.activation_format.block_size
@@ -331,6 +337,11 @@ class _Binder:
             )
         table = next(n for n in self._graph.graph.nodes if n.target is ops.embedding)
         dim = self._constant(table.args[0]).elements.shape[1]
+        if self._dims - {dim}:
+            raise UserError(
+                f"Width of the model must be a multiple of the block size ({block}) to bind, "
+                f"not {min(self._dims - {dim})}"
+            )
         vocabulary = self._constant(table.args[0]).elements.shape[0]
         constant_blocks = [s.blocks for s in self._program if isinstance(s.blocks, int)]
         constant_groups = [s.groups for s in self._program if isinstance(s.groups, int)]
@@ -363,6 +374,7 @@ class _Binder:
             norm_epsilon=next(iter(self._epsilons)),
             norm_weights=self._norms,
             macs=self._macs,
+            rotary=rotary,
         )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mxhw.compiler.estimate import Estimate
     from mxhw.compiler.prebuild import Prebuild
     from mxhw.models.llama import Llama, LlamaConfig
-    from mxhw.models.tokenizer import Tokenizer
+    from mxhw.models.tokenizer import TextTokenizer
 
 # Modules that load PyTorch are imported where they are used: lists and help need none of them.
 
@@ -31,6 +31,7 @@ REPORT_CONTEXT = 64
 
 _LARGEST_ENGINE_BITS = 18
 
+_NAME_BYTES = 40
 _BLOCK_BITS = 18 * 1024
 _RESOURCE_FIELDS = {
     "lut": "luts",
@@ -104,7 +105,7 @@ class Settings:
     Members
     -------
     model : str
-        Name of a bundled model.
+        Name of a bundled model, or path of another one (:mod:`mxhw.models.loaders`).
     target : str
         Board whose budget the design is made for.
     board : bool
@@ -117,6 +118,12 @@ class Settings:
     tokens : int
         Tokens to generate.
     prompt : str
+    context : int or None
+        Positions to build for, where the model is from outside; by default as many as it has.
+    tokenizer : str or None
+        Path of its tokenizer, where its files do not tell.
+    fingerprint : str
+        Digest of its files.
     """
 
     model: str
@@ -128,6 +135,16 @@ class Settings:
     clock_mhz: float = 65.0
     tokens: int = 256
     prompt: str = "Once upon a time"
+    context: int | None = None
+    tokenizer: str | None = None
+    fingerprint: str = ""
+
+    @property
+    def name(self) -> str:
+        """Short name of the model."""
+        from mxhw.models.loaders import model_name
+
+        return model_name(self.model) if self.fingerprint else self.model
 
     @property
     def format(self) -> str:
@@ -161,11 +178,17 @@ class Context:
         self._prebuild: Prebuild | None = None
 
     @functools.cached_property
-    def _loaded(self) -> "tuple[Llama, Tokenizer, LlamaConfig]":
+    def _loaded(self) -> "tuple[Llama, TextTokenizer, LlamaConfig]":
         import torch
 
         from mxhw.models import bundled
+        from mxhw.models.loaders import load_path
 
+        settings = self.settings
+        if settings.fingerprint:
+            torch.set_num_threads(1)
+            tokenizer = Path(settings.tokenizer) if settings.tokenizer else None
+            return load_path(Path(settings.model), context=settings.context, tokenizer=tokenizer)
         if self.settings.model not in bundled.MODELS:
             raise UserError(unknown_name("model", self.settings.model, bundled.MODELS))
         # The operators are small: more threads cost more than they bring.
@@ -178,7 +201,7 @@ class Context:
         return self._loaded[0]
 
     @property
-    def tokenizer(self) -> "Tokenizer":
+    def tokenizer(self) -> "TextTokenizer":
         """The model's tokenizer."""
         return self._loaded[1]
 
@@ -284,7 +307,6 @@ class Context:
 
     @functools.cached_property
     def _board_build(self) -> tuple[Any, int]:
-        from mxhw import __version__
         from mxhw.boards.wrapper import BoardTop
         from mxhw.compiler.toolflow import make_plan
 
@@ -295,7 +317,7 @@ class Context:
             model_hash=self.model_hash,
             board=self.board,
             clock_hz=round(self.settings.clock_mhz * 1e6),
-            name=f"mxhw {__version__} {self.settings.model}",
+            name=self.design_name,
         )
         return make_plan(top, self.board), top.clock_hz
 
@@ -308,6 +330,14 @@ class Context:
     def clock_hz(self) -> int:
         """Clock that the board's PLL really makes."""
         return self._board_build[1]
+
+    @property
+    def design_name(self) -> str:
+        """What a design calls itself when a host asks: at most 40 bytes."""
+        from mxhw import __version__
+
+        name = f"mxhw {__version__} {self.settings.name}".encode()[:_NAME_BYTES]
+        return name.decode("utf-8", "ignore")
 
     @property
     def model_hash(self) -> bytes:

@@ -32,7 +32,7 @@ Node: TypeAlias = Any
 
 SUPPORTED_MODULES: dict[type[nn.Module], str] = {
     nn.Embedding: "torch.nn.Embedding",
-    nn.Linear: "torch.nn.Linear without bias",
+    nn.Linear: "torch.nn.Linear",
     nn.SiLU: "torch.nn.SiLU",
     RMSNorm: "mxhw.models.llama.RMSNorm",
     Rope: "mxhw.models.llama.Rope",
@@ -119,8 +119,6 @@ def _problem(graph: fx.GraphModule, node: fx.Node) -> _Problem | None:
             name = type(module).__name__
             advice = _advice(name, list(SUPPORTED_MODULES.values()))
             return _Problem(f"Module {name}", where, advice)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            return _Problem("Linear with bias", where, "use bias=False")
     elif node.op == "call_function" and node.target not in SUPPORTED_FUNCTIONS:
         name = getattr(node.target, "__name__", str(node.target))
         advice = _advice(name, list(SUPPORTED_FUNCTIONS.values()))

@@ -75,7 +75,8 @@ class IdealModel(fx.Interpreter):
         module = self.fetch_attr(target)
         if isinstance(module, nn.Linear):
             weight = self._rounded_weight(target, module)
-            return nn.functional.linear(self._activation(args[0]), weight)
+            bias = None if module.bias is None else module.bias * self._scales.get(target, 1.0)
+            return nn.functional.linear(self._activation(args[0]), weight, bias)
         if isinstance(module, nn.Embedding):
             return nn.functional.embedding(args[0], self._rounded_weight(target, module))
         if isinstance(module, CausalAttention):

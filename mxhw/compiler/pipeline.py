@@ -58,7 +58,8 @@ class Step:
         return f"{self.name}.json"
 
 
-_DESIGN = ("model", "target", "weight_format", "activation_format")
+_MODEL = ("model", "fingerprint", "context", "tokenizer")
+_DESIGN = (*_MODEL, "target", "weight_format", "activation_format")
 _BOARD = (*_DESIGN, "clock_mhz")
 _TOOL_SOURCES = ("boards", "compiler/toolflow.py", "compiler/_tools.py", "compiler/steps.py")
 

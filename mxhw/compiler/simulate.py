@@ -95,11 +95,14 @@ def write_script(
     tokens: int,
     context: int,
     on_progress: Progress | None = None,
+    *,
+    bos: int | None = BOS,
+    eos: int | None = EOS,
 ) -> Script:
     """Generate ``tokens`` tokens greedily with the golden decode step.
 
-    A text that ends, or is as long as the context, is followed by a new one from ``<bos>`` alone,
-    until all tokens are there.
+    A text that ends, or is as long as the context, is followed by a new one from ``bos`` alone (by
+    the same prompt where texts have no first token), until all tokens are there.
 
     Parameters
     ----------
@@ -113,6 +116,8 @@ def write_script(
         Positions that the model has.
     on_progress : callable, optional
         Called with the tokens generated and their number.
+    bos, eos : int or None
+        Tokens that begin and end a text.
 
     Raises
     ------
@@ -144,10 +149,10 @@ def write_script(
             generated += sampled
             if on_progress is not None:
                 on_progress(generated, tokens)
-            if sampled and (generated == tokens or token == EOS):
+            if sampled and (generated == tokens or token == eos):
                 break
         # A text that is over, or as long as the context, is followed by a new one.
-        known = [BOS]
+        known = list(prompt) if bos is None else [bos]
     return Script(steps, logits)
 
 

@@ -44,7 +44,7 @@ def plan(context: Context, out: Path) -> dict[str, Any]:
     if reasons:
         raise UserError(_too_big(settings, board.name, reasons))
     return {
-        "model": settings.model,
+        "model": settings.name,
         "parameters": sum(value.numel() for value in context.model.weights().values()),
         "architecture": config.to_dict(),
         "weight_format": settings.weight_format,
@@ -63,7 +63,7 @@ def plan(context: Context, out: Path) -> dict[str, Any]:
 def _too_big(settings: Settings, board: str, reasons: Sequence[str]) -> str:
     """Sentence about a board that cannot hold a model, and what would."""
     return (
-        f"Model {settings.model!r} in {settings.format} cannot be built for {board!r}: the board "
+        f"Model {settings.name!r} in {settings.format} cannot be built for {board!r}: the board "
         f"{'; '.join(reasons)}; choose another board (--list-boards) or narrower weights "
         f"(--format mxfp4)"
     )
@@ -85,6 +85,8 @@ def golden(context: Context, out: Path) -> dict[str, Any]:
         settings.tokens,
         context.config.context,
         lambda done, total: progress.update("golden text, tokens", done, total),
+        bos=context.tokenizer.bos,
+        eos=context.tokenizer.eos,
     )
     (out / "script.json").write_text(json.dumps(script.to_dict()), "utf-8")
     np.savez(
@@ -99,7 +101,7 @@ def golden(context: Context, out: Path) -> dict[str, Any]:
         context.tokenizer,
         accuracy.validation_stories(),
         context.config.context,
-        lambda done, total: progress.update("perplexity, stories", done, total),
+        lambda done, total: progress.update("perplexity, windows", done, total),
     )
     cost = scores.difference("golden", "ideal")
     texts = [context.tokenizer.decode(ids) for ids in script.sequences()]

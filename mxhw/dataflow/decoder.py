@@ -57,6 +57,8 @@ class DecoderParameters:
         In the order the norms are used in a token.
     softmax_lanes, gated_lanes : int
         Elements a cycle of the softmax and of the gated SiLU.
+    rotary : int or None
+        Head size of the model where heads share or do not fill their blocks.
     """
 
     shape: Shape
@@ -74,6 +76,7 @@ class DecoderParameters:
     norm_weights: Sequence[MXTensor]
     softmax_lanes: int = 2
     gated_lanes: int = 1
+    rotary: int | None = None
 
 
 class FoldedDecoder(wiring.Component):
@@ -203,6 +206,7 @@ class FoldedDecoder(wiring.Component):
             context=shape.context,
             head_size=p.head_size,
             theta=p.rope_theta,
+            rotary=p.rotary,
             query_heads=p.heads,
             key_heads=shape.kv_heads,
             **beat,

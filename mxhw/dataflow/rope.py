@@ -35,6 +35,9 @@ class Rope(wiring.Component):
         Elements of a head, whole blocks.
     theta : float
         Base of the angles.
+    rotary : int, optional
+        Elements after which the angles repeat, where blocks hold smaller heads; by default
+        ``head_size``.
     query_heads, key_heads : int
         Heads of a position.
     wide_format, format : BlockFormat
@@ -77,6 +80,7 @@ class Rope(wiring.Component):
         wide_format: BlockFormat,
         format: BlockFormat,
         lanes: int = 4,
+        rotary: int | None = None,
     ):
         for one in (wide_format, format):
             if not isinstance(one, BlockFormat):
@@ -104,6 +108,8 @@ class Rope(wiring.Component):
                 f"Head size of a rotation must be a multiple of the block size "
                 f"({format.block_size}), not {head_size!r}"
             )
+        if rotary is not None and (not isinstance(rotary, int) or rotary < 2 or rotary % _PAIR):
+            raise ValueError(f"Rotary size must be a positive even number, not {rotary!r}")
         if not theta > 0:
             raise ValueError(f"Base of a rotation must be positive, not {theta!r}")
         if not isinstance(lanes, int) or lanes < _PAIR or lanes % _PAIR:
@@ -113,6 +119,7 @@ class Rope(wiring.Component):
         self._context = context
         self._head_size = head_size
         self._theta = theta
+        self._rotary = rotary
         self._query_heads = query_heads
         self._key_heads = key_heads
         self._wide_format = wide_format
@@ -221,7 +228,7 @@ class Rope(wiring.Component):
                 with m.If(head == heads - 1):
                     m.d.sync += [head.eq(0), busy.eq(0)]
 
-        cosine, sine = rope_tables(self._context, self._head_size, self._theta)
+        cosine, sine = rope_tables(self._context, self._head_size, self._theta, self._rotary)
         mask = (1 << _ANGLE_BITS) - 1
         m.submodules.angles = angles = memory.Memory(
             shape=unsigned(2 * _ANGLE_BITS),

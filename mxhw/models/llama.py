@@ -64,6 +64,8 @@ class LlamaConfig:
         Added to the mean square in every norm.
     tied : bool
         Whether the output projection is the embedding table.
+    qkv_bias : bool
+        Whether the projections to queries, keys and values add a bias.
 
     Raises
     ------
@@ -84,6 +86,7 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     norm_epsilon: float = 1e-5
     tied: bool = True
+    qkv_bias: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -316,9 +319,9 @@ class Attention(nn.Module):
         self.heads = config.heads
         self.kv_heads = config.kv_heads
         self.head_size = config.head_size
-        self.wq = nn.Linear(config.dim, config.heads * config.head_size, bias=False)
-        self.wk = nn.Linear(config.dim, config.kv_heads * config.head_size, bias=False)
-        self.wv = nn.Linear(config.dim, config.kv_heads * config.head_size, bias=False)
+        self.wq = nn.Linear(config.dim, config.heads * config.head_size, bias=config.qkv_bias)
+        self.wk = nn.Linear(config.dim, config.kv_heads * config.head_size, bias=config.qkv_bias)
+        self.wv = nn.Linear(config.dim, config.kv_heads * config.head_size, bias=config.qkv_bias)
         self.wo = nn.Linear(config.heads * config.head_size, config.dim, bias=False)
         self.rope = Rope(config.head_size, config.context, config.rope_theta)
         self.attend = CausalAttention(config.heads, config.kv_heads, config.head_size)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from mxhw.errors import UserError
 
-__all__ = ["BOS", "EOS", "UNK", "Tokenizer", "train_tokenizer"]
+__all__ = ["BOS", "EOS", "UNK", "TextTokenizer", "Tokenizer", "train_tokenizer"]
 
 UNK = 0
 BOS = 1
@@ -50,6 +51,34 @@ _REPLACEMENTS = (
     ("\u00a0", " "),
     ("\u200a", " "),
 )
+
+
+class TextTokenizer(Protocol):
+    """What is asked of a model's tokenizer, bundled or from outside."""
+
+    @property
+    def bos(self) -> int | None:
+        """Token that begins a text, if there is one."""
+
+    @property
+    def eos(self) -> int | None:
+        """Token that ends a text, if there is one."""
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        ...
+
+    def normalize(self, text: str) -> str:
+        """Return the text that :meth:`encode` represents."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Return the text's token numbers, behind the token that begins one."""
+        ...
+
+    def decode(self, ids: Iterable[int], /) -> str:
+        """Return the text of token numbers."""
+        ...
 
 
 class Tokenizer:
@@ -105,6 +134,16 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Write the tokenizer to a JSON file."""
         Path(path).write_text(self._backend.to_str(pretty=False) + "\n", "utf-8")
+
+    @property
+    def bos(self) -> int:
+        """Token that begins a text."""
+        return BOS
+
+    @property
+    def eos(self) -> int:
+        """Token that ends a text."""
+        return EOS
 
     def __len__(self) -> int:
         """Return the number of tokens."""

@@ -15,6 +15,8 @@ from mxhw.compiler import pipeline
 from mxhw.compiler.pipeline import Step
 from mxhw.errors import BuildError, MxhwError, ToolError, UserError
 
+PIPELINE = list(pipeline.STEPS)
+
 
 @pytest.fixture
 def stand(monkeypatch, tmp_path):
@@ -397,4 +399,94 @@ def test_a_program_that_is_interrupted_ends_in_one_line(tmp_path):
     assert err == (
         "mxhw: error: interrupted; nothing kept in build/llama-ulx3s-85f: "
         "the same command goes on from there\n"
+    )
+
+
+def test_perplexity_of_a_text(cli, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a dog.\n<|endoftext|>\nTom had a red ball.\n")
+    status, out, err = cli("llama", "--text", str(text))
+    assert status == 0
+    assert "llama in mxint8 on text.txt: " in out
+    rows = [line.split()[0] for line in out.splitlines() if line]
+    assert rows[-3:] == ["float", "ideal", "golden"]
+    assert "unknown" not in out
+    assert "perplexity: score text.txt" in err
+    assert not (tmp_path / "build").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "Text {} cannot be read: No such file or directory"),
+        (b"", "Text {} must hold at least one story, not 0"),
+        (b"\xff\xfe", None),
+    ],
+)
+def test_text_that_cannot_be_scored(cli, tmp_path, content, message):
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_bytes(content)
+    status, _, err = cli("llama", "--text", str(text))
+    assert status == 1
+    assert message is None or error_line(err) == message.format(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("./gone.gguf",), "There is no model at gone.gguf"),
+        (("llama", "--context", "64"), "Model 'llama' is bundled and takes no --context"),
+        (("llama", "--tokenizer", "t.bin"), "Model 'llama' is bundled and takes no --tokenizer"),
+    ],
+)
+def test_models_from_outside_that_are_not_there(cli, arguments, message):
+    status, _, err = cli(*arguments)
+    assert (status, error_line(err)) == (1, message)
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A small model of heads of 8 in a file of llama2.c, with its tokenizer."""
+    pytest.importorskip("gguf", reason="package gguf is not installed")
+    import dataclasses
+
+    from tests.models import model_files as files
+
+    shape = {"heads": 8, "kv_heads": 4, "head_size": 8, "hidden": 44}
+    model = files.random_llama(dataclasses.replace(files.BASE, **shape))
+    files.write_tokenizer_bin(tmp_path / "tokenizer.bin", 272)
+    return files.write_llama2c(tmp_path / "my-model.bin", model)
+
+
+def test_estimate_of_a_model_from_outside(cli, outside):
+    status, out, err = cli(str(outside), "--estimate", "--context", "32")
+    assert (status, err) == (0, "")
+    assert out.startswith("Memory: 0.12 MB of weights and 0.00 MB of keys and values for 32 ")
+    assert "my-model in mxint8 for ulx3s-85f" in out
+    assert "cycles a token at context" in out
+
+
+def test_build_of_a_model_from_outside(cli, stand, outside):
+    status, _, _ = cli(str(outside), "--quiet")
+    assert status == 0
+    settings = stand.seen[0][1]
+    assert (settings.model, settings.name) == (str(outside), "my-model")
+    assert settings.context is None
+    assert Path("build/my-model-ulx3s-85f/report.json").is_file()
+    # The same command over other weights is another model.
+    data = bytearray(outside.read_bytes())
+    data[40] ^= 1
+    outside.write_bytes(data)
+    assert build.model_source(str(outside), None, None)["fingerprint"] != settings.fingerprint
+    assert all("fingerprint" in step.settings for step in PIPELINE)
+
+
+def test_model_from_outside_that_is_malformed(cli, outside):
+    outside.write_bytes(outside.read_bytes()[:-4])
+    size = outside.stat().st_size
+    status, _, err = cli(str(outside), "--estimate")
+    assert status == 1
+    assert error_line(err) == (
+        f"{outside}: Size of the file must be {size + 4:,} bytes, as its header says, not {size:,}"
     )

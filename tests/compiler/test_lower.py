@@ -134,23 +134,11 @@ def test_a_product_without_silu_is_refused():
             nn.Sequential(nn.Linear(32, 20, bias=False)),
             r"^Output width of the Linear at .* must be a multiple of the block size .*, not 20$",
         ),
-        (
-            nn.Sequential(nn.Embedding(8, 48)),
-            r"^Width of the embedding at .* must be a multiple of the block size \(32\), not 48$",
-        ),
     ],
 )
 def test_widths_are_whole_blocks(module, message):
     with pytest.raises(UserError, match=message):
         lower(module)
-
-
-def test_head_size_is_whole_blocks():
-    config = LlamaConfig(
-        vocabulary_size=64, dim=64, hidden=64, layers=1, heads=4, kv_heads=2, head_size=16
-    )
-    with pytest.raises(UserError, match=r"^Head size at llama\.py:\d+ must be a multiple"):
-        lower(Llama(config))
 
 
 def test_an_edge_that_is_read_wide_and_as_an_operand_is_requantised_once():

@@ -36,6 +36,7 @@ def test_passes_are_named_and_described():
         "remove-reshapes",
         "fuse-gated-silu",
         "fold-attention-scale",
+        "pad-to-blocks",
         "assign-formats",
         "lower-operators",
         "append-argmax",

@@ -2,6 +2,7 @@
 
 from mxhw.compiler.passes.base import GraphPass, LoweringOptions, VerificationError
 from mxhw.compiler.passes.lower import AppendArgmax, AssignFormats, LowerOperators
+from mxhw.compiler.passes.pad import PadToBlocks
 from mxhw.compiler.passes.simplify import FoldAttentionScale, FuseGatedSilu, RemoveReshapes
 from mxhw.compiler.passes.verify import verify, verify_lowered
 
@@ -18,6 +19,7 @@ LOWERING: list[GraphPass] = [
     RemoveReshapes(),
     FuseGatedSilu(),
     FoldAttentionScale(),
+    PadToBlocks(),
     AssignFormats(),
     LowerOperators(),
     AppendArgmax(),

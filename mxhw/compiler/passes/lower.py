@@ -10,6 +10,7 @@ from torch.nn import functional
 from mxhw import ops
 from mxhw.compiler.frontend import Node, source_line
 from mxhw.compiler.passes.base import GraphPass, LoweringOptions
+from mxhw.compiler.passes.pad import Places, pad_matrix, pad_vector
 from mxhw.compiler.passes.simplify import swiglu_marker
 from mxhw.errors import UserError
 from mxhw.formats import BlockFormat
@@ -43,7 +44,8 @@ class AssignFormats(GraphPass):
 class LowerOperators(GraphPass):
     """Replace modules and functions by operators with quantised constants.
 
-    Shapes that hardware needs are checked here: vectors are whole blocks.
+    Vectors become whole blocks here (:mod:`mxhw.compiler.passes.pad`). A graph without an embedding
+    takes and gives MX blocks, so there the widths must be whole blocks already.
     """
 
     name = "lower-operators"
@@ -52,7 +54,7 @@ class LowerOperators(GraphPass):
     def run(self, module: fx.GraphModule, options: LoweringOptions) -> None:
         self._module = module
         self._options = options
-        self._constants: dict[tuple[int, float, str], str] = {}
+        self._constants: dict[tuple[Any, ...], str] = {}
         self._replaced: dict[Node, Any] = {}
         self._narrowed: dict[Node, Node] = {}
         # Only a model with an embedding ends in logits; another one ends in MX blocks.
@@ -77,17 +79,33 @@ class LowerOperators(GraphPass):
     def _call(self, function: Any, *args: Any, **kwargs: Any) -> Node:
         return self._module.graph.call_function(function, args, kwargs)
 
-    def _constant(self, tensor: torch.Tensor, scale: float, format: BlockFormat) -> Node:
-        key = (tensor.data_ptr(), scale, format.name)
+    def _constant(
+        self,
+        tensor: torch.Tensor,
+        scale: float,
+        format: BlockFormat,
+        rows: Places | None = None,
+        columns: Places | None = None,
+    ) -> Node:
+        """A constant; the last axis is padded at its end unless ``columns`` says otherwise."""
+        size = self._options.activation_format.block_size
+        columns = columns or Places.end(tensor.shape[-1], size)
+        key = (tensor.data_ptr(), scale, format.name, rows, columns)
         if key not in self._constants:
             name = f"constant_{len(self._constants)}"
-            setattr(self._module, name, quantize(tensor.detach().double() * scale, format))
+            scaled = tensor.detach().double() * scale
+            if scaled.dim() == 1:
+                scaled = pad_vector(scaled, columns)
+            else:
+                rows = rows or Places(tuple(range(len(scaled))), len(scaled))
+                scaled = pad_matrix(scaled, rows, columns)
+            setattr(self._module, name, quantize(scaled, format))
             self._constants[key] = name
         return self._module.graph.create_node("get_attr", self._constants[key])
 
     def _check_width(self, node: Node, what: str, width: int) -> None:
         size = self._options.activation_format.block_size
-        if width % size:
+        if width % size and not self._has_vocabulary:
             raise UserError(
                 f"{what} at {source_line(node)} must be a multiple of the block size ({size}), "
                 f"not {width}"
@@ -111,7 +129,6 @@ class LowerOperators(GraphPass):
             return self._lower_function(node, format)
         inner = _module(self._module, node)
         if isinstance(inner, nn.Embedding):
-            self._check_width(node, "Width of the embedding", inner.embedding_dim)
             table = self._constant(inner.weight, 1.0, self._options.weight_format)
             return self._call(ops.embedding, table, node.args[0], format=format)
         if isinstance(inner, nn.Linear):
@@ -122,14 +139,16 @@ class LowerOperators(GraphPass):
                 ops.rms_norm, node.args[0], weight, epsilon=inner.eps, dim=inner.dim, format=format
             )
         if isinstance(inner, Rope):
-            self._check_width(node, "Head size", inner.head_size)
+            layout = node.meta.get("heads")
+            period = {} if layout is None else {"rotary": layout.rotary}
             return self._call(
                 ops.rope,
                 *node.args,
                 context=inner.context,
-                head_size=inner.head_size,
+                head_size=inner.head_size if layout is None else layout.head_size,
                 theta=inner.theta,
                 format=format,
+                **period,
             )
         if isinstance(inner, nn.SiLU):
             return self._call(ops.silu, node.args[0], format=format)
@@ -145,10 +164,24 @@ class LowerOperators(GraphPass):
         self._check_width(node, "Input width of the Linear", inner.in_features)
         self._check_width(node, "Output width of the Linear", inner.out_features)
         scale = node.meta.get("weight_scale", 1.0)
-        weight = self._constant(inner.weight, scale, self._options.weight_format)
+        weight_format = self._options.weight_format
+        columns = node.meta.get("columns")
         if self._has_vocabulary and any(user.op == "output" for user in node.users):
+            if inner.bias is not None:
+                raise UserError(f"Linear at {source_line(node)} gives logits: use bias=False")
+            weight = self._constant(inner.weight, scale, weight_format, columns=columns)
             return self._call(ops.logits, self._operand(node.args[0]), weight)
-        return self._call(ops.linear, self._operand(node.args[0]), weight, format=format)
+        size = self._options.activation_format.block_size
+        rows = node.meta.get("rows") or Places.end(inner.out_features, size)
+        weight = self._constant(inner.weight, scale, weight_format, rows, columns)
+        if inner.bias is None:
+            return self._call(ops.linear, self._operand(node.args[0]), weight, format=format)
+        wide = self._options.wide_format
+        product = self._call(ops.linear, self._operand(node.args[0]), weight, format=wide.name)
+        product.meta.update(node.meta, source=source_line(node), origin=str(node.target))
+        product.stack_trace = node.stack_trace
+        bias = self._constant(inner.bias, scale, wide, columns=rows)
+        return self._call(ops.bias, product, bias, format=format)
 
     def _lower_function(self, node: Node, format: str) -> Any:
         if node.target is operator.add:
@@ -164,6 +197,9 @@ class LowerOperators(GraphPass):
 
     def _lower_cache(self, node: Node, inner: KeyValueCache) -> tuple[Node, Node]:
         context, kv_heads, head_size = inner.keys.shape
+        layout = node.meta.get("heads")
+        if layout is not None:
+            kv_heads, head_size = layout.kv_heads, layout.head_size
         keys, values, position = node.args
         result = []
         for function, store, rows in (
@@ -182,12 +218,12 @@ class LowerOperators(GraphPass):
 
     def _lower_attention(self, node: Node, inner: CausalAttention, format: str) -> Node:
         query, keys, values, position = (self._replaced.get(a, a) for a in node.args)
-        self._check_width(node, "Head size", inner.head_size)
+        layout = node.meta.get("heads") or inner
         narrow = self._options.activation_format.name
         query = self._operand(query)
-        logits = self._call(ops.scores, query, keys, heads=inner.heads, kv_heads=inner.kv_heads)
+        logits = self._call(ops.scores, query, keys, heads=layout.heads, kv_heads=layout.kv_heads)
         probabilities = self._call(
-            ops.softmax, logits, values, position, kv_heads=inner.kv_heads, format=narrow
+            ops.softmax, logits, values, position, kv_heads=layout.kv_heads, format=narrow
         )
         for new in (logits, probabilities):
             new.meta.update(node.meta, source=source_line(node), origin=str(node.target))
@@ -196,7 +232,7 @@ class LowerOperators(GraphPass):
             ops.attention_values,
             probabilities,
             values,
-            kv_heads=inner.kv_heads,
+            kv_heads=layout.kv_heads,
             format=format,
             wide=self._options.wide_format.name,
         )

@@ -14,13 +14,18 @@ ROPE_FRACTION_BITS = 14
 
 
 @functools.cache
-def rope_tables(context: int, head_size: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_tables(
+    context: int, head_size: int, theta: float, rotary: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine ``[context, head_size / 2]`` as integers with 14 fraction bits.
 
     The angle of pair ``i`` at position ``t`` is ``t * theta**(-2 * i / head_size)``, in float64.
+    Where a head's blocks hold several smaller heads of ``rotary`` elements, or one and padding, the
+    angles are those of ``rotary`` elements, over and over.
     """
-    pairs = torch.arange(head_size // 2, dtype=torch.float64)
-    frequency = torch.exp(-2 * pairs / head_size * math.log(theta))
+    rotary = rotary or head_size
+    pairs = torch.arange(head_size // 2, dtype=torch.float64) % (rotary // 2)
+    frequency = torch.exp(-2 * pairs / rotary * math.log(theta))
     angle = torch.arange(context, dtype=torch.float64).unsqueeze(1) * frequency
     scale = 1 << ROPE_FRACTION_BITS
     cosine = torch.round(torch.cos(angle) * scale).to(torch.int64)
@@ -35,6 +40,7 @@ def rope(
     head_size: int,
     theta: float,
     format: BlockFormat,
+    rotary: int | None = None,
 ) -> MXTensor:
     """Rotate the pairs (2i, 2i + 1) of every head by the angle of ``position``; requantise.
 
@@ -45,8 +51,10 @@ def rope(
     ----------
     x : MXTensor ``[..., heads * head_size]``, whole blocks a head
     position : int64 tensor ``[...]``
+    rotary : int, optional
+        Elements after which the angles repeat (:func:`rope_tables`); even, by default all.
     """
-    cosine, sine = rope_tables(context, head_size, theta)
+    cosine, sine = rope_tables(context, head_size, theta, rotary)
     values = x.significands().flatten(-2).unflatten(-1, (-1, head_size // 2, 2))
     c = cosine[position].unsqueeze(-2)
     s = sine[position].unsqueeze(-2)

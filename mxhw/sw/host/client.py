@@ -5,10 +5,13 @@ A transport is any object with the two methods of a :class:`serial.Serial` that 
 for its own short timeout, fewer or none.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import serial
 
 from mxhw.errors import MxhwError, UserError
 from mxhw.sw.host.protocol import (
@@ -41,6 +44,13 @@ __all__ = [
 ]
 
 _RETRIES = 2
+_READ_BYTES = 4096
+_SHORT_PAYLOAD = 256
+_LOGIT_BYTES = 4
+# A whole context of tokens with their logits, which an earlier client left, takes less.
+_DRAIN_SECONDS = 20.0
+_NOISE_BYTES = 1 << 16
+_NOISE = f"What answers is not a design of mxhw: {_NOISE_BYTES} bytes came, but no frame"
 _LINK_ERRORS = (
     ErrorCode.BAD_CRC,
     ErrorCode.BAD_LENGTH,
@@ -135,20 +145,29 @@ class EngineTransport:
         return self._engine.transfers(self._o_byte) - self._taken
 
 
-def open_serial(port: str, *, baud: int, timeout_s: float = 0.2) -> Transport:
+def open_serial(port: str, *, baud: int, timeout_s: float = 0.2) -> serial.SerialBase:
     """Open a serial port as a transport.
+
+    Parameters
+    ----------
+    port : str
+        Device, or an URL that pyserial knows: ``socket://HOST:PORT`` for example.
+    baud : int
+        Baud rate.
+    timeout_s : float
+        Seconds that a read waits for its bytes.
 
     Raises
     ------
     UserError
         If the port cannot be opened.
     """
-    import serial
-
     try:
-        return serial.Serial(port, baudrate=baud, timeout=timeout_s, write_timeout=5.0)
-    except (serial.SerialException, ValueError) as error:
-        raise UserError(f"Serial port '{port}' cannot be opened: {error}") from error
+        return serial.serial_for_url(port, baudrate=baud, timeout=timeout_s, write_timeout=5.0)
+    except (OSError, ValueError) as error:
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else error
+        raise UserError(f"Serial port '{port}' cannot be opened: {reason}") from error
 
 
 class MxhwClient:
@@ -162,6 +181,14 @@ class MxhwClient:
         Seconds without a byte after which an answer is given up.
     model_hash : bytes, optional
         The model that must be in the design; checked before the first other request.
+
+    Attributes
+    ----------
+    cycles : int
+        Clock cycles of the design for the latest request that it has counted (PROMPT, GENERATE or
+        STEP).
+    line_bytes : int
+        Bytes sent and received so far.
 
     Raises
     ------
@@ -179,9 +206,11 @@ class MxhwClient:
         self._transport = transport
         self._timeout_s = timeout_s
         self._model_hash = model_hash
-        self._decoder = FrameDecoder()
+        self._decoder = FrameDecoder(max_payload=_SHORT_PAYLOAD)
         self._frames: list[Frame] = []
         self._identity: Identity | None = None
+        self.cycles = 0
+        self.line_bytes = 0
 
     @property
     def identity(self) -> Identity:
@@ -204,6 +233,9 @@ class MxhwClient:
                 f"{self._model_hash.hex()}: build and load it again"
             )
         self._identity = identity
+        # No frame of this design is longer than its logits.
+        longest = max(_SHORT_PAYLOAD, _LOGIT_BYTES * identity.vocabulary)
+        self._decoder = FrameDecoder(max_payload=longest)
         return identity
 
     def reset(self) -> None:
@@ -267,6 +299,10 @@ class MxhwClient:
                 values = self._unpack_logits(frame)
             elif frame.kind == Reply.TOKEN:
                 reply = _decode(TokenReply, frame)
+                if reply.token >= self.identity.vocabulary:
+                    raise LinkError(
+                        f"The design sent token {reply.token}, which is not in its vocabulary"
+                    )
                 if logits and values is None:
                     raise LinkError("The logits of a token did not arrive")
                 tokens.append(GeneratedToken(reply.token, reply.position, values))
@@ -324,39 +360,51 @@ class MxhwClient:
             raise
 
     def _unpack_logits(self, frame: Frame) -> tuple[float, ...]:
-        if len(frame.payload) != 4 * self.identity.vocabulary:
-            raise LinkError(
-                f"Logits must have {4 * self.identity.vocabulary} bytes, not {len(frame.payload)}"
-            )
+        size = _LOGIT_BYTES * self.identity.vocabulary
+        if len(frame.payload) != size:
+            raise LinkError(f"Logits must have {size} bytes, not {len(frame.payload)}")
         return unpack_logits(frame.payload)
 
     def _send(self, request: Request, payload: bytes = b"") -> None:
+        data = encode_frame(request, payload)
         try:
-            self._transport.write(encode_frame(request, payload))
+            self._transport.write(data)
         except OSError as error:
             raise LinkError(f"The link failed: {error}") from error
+        self.line_bytes += len(data)
 
     def _drain(self) -> None:
         # What was sent before this client came belongs to nobody.
         self._frames.clear()
         self._decoder.flush()
-        while self._read(4096):
-            pass
+        since = time.monotonic()
+        while self._read(_READ_BYTES):
+            if time.monotonic() - since > _DRAIN_SECONDS:
+                raise LinkError(
+                    f"What answers is not a design of mxhw: it sends without an end, for "
+                    f"{_DRAIN_SECONDS:g} s so far"
+                )
 
     def _read(self, size: int) -> bytes:
         try:
-            return self._transport.read(size)
+            data = self._transport.read(size)
         except OSError as error:
             raise LinkError(f"The link failed: {error}") from error
+        self.line_bytes += len(data)
+        return data
 
     def _next_frame(self, request: Request) -> Frame:
         quiet_since = time.monotonic()
+        skipped = self._decoder.skipped
         while not self._frames:
             # No more than the frame lacks, so that no read waits for bytes that are not to come.
             data = self._read(self._decoder.wanted)
             if data:
                 quiet_since = time.monotonic()
                 self._frames += self._decoder.feed(data)
+                if self._decoder.skipped - skipped > _NOISE_BYTES:
+                    self._decoder.flush()
+                    raise LinkError(_NOISE)
             elif time.monotonic() - quiet_since >= self._timeout_s:
                 self._decoder.flush()
                 raise LinkError(
@@ -371,7 +419,9 @@ class MxhwClient:
             if frame.kind == Reply.ERROR:
                 self._raise(request, _decode(ErrorReply, frame))
             if frame.kind == Reply.DONE:
-                if _decode(DoneReply, frame).request == request:
+                done = _decode(DoneReply, frame)
+                if done.request == request:
+                    self.cycles = done.cycles
                     yield frame
                     return
             elif frame.kind in (Reply.TOKEN, Reply.LOGITS):
