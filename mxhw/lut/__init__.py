@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mxhw.lut.exp2 import Exp2, Power
     from mxhw.lut.fitting import fit
+    from mxhw.lut.float_unit import FloatPwlUnit, FloatTableWord, LoadableFloatPwlUnit
     from mxhw.lut.functions import FUNCTIONS, Function
     from mxhw.lut.metric import mean_squared_error, mean_squared_errors
     from mxhw.lut.module import PwlFunction
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "exp2": ("Exp2", "Power"),
     "fitting": ("fit",),
+    "float_unit": ("FloatPwlUnit", "FloatTableWord", "LoadableFloatPwlUnit"),
     "functions": ("FUNCTIONS", "Function"),
     "metric": ("mean_squared_error", "mean_squared_errors"),
     "module": ("PwlFunction",),
@@ -37,8 +39,11 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "FUNCTIONS",
     "Exp2",
+    "FloatPwlUnit",
+    "FloatTableWord",
     "Function",
     "FunctionUnit",
+    "LoadableFloatPwlUnit",
     "LoadablePwlUnit",
     "Power",
     "PwlFunction",
