@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from mxhw.lut.pwl import FunctionUnit, UniformPwl
     from mxhw.lut.pwl_unit import LoadablePwlUnit, PwlUnit, ScaledCode, TableWord
     from mxhw.lut.reciprocal import Reciprocal, Scaled
+    from mxhw.lut.rotation import Angle, Rotation
     from mxhw.lut.rsqrt import Rsqrt, Total
     from mxhw.lut.scaling import multi_range_values
+    from mxhw.lut.sigmoid import FixedSilu, Product, Sigmoid
     from mxhw.lut.table import PwlTable, read_table, write_table
-    from mxhw.lut.uniform import UniformTable, exp2_table, reciprocal_table, rsqrt_table
+    from mxhw.lut.uniform import UniformTable, exp2_table, reciprocal_table, rsqrt_table, sine_table
 
 # Some of the modules load PyTorch, which takes a second: each is imported when it is used.
 _MODULES = {
@@ -29,16 +31,20 @@ _MODULES = {
     "pwl": ("FunctionUnit", "UniformPwl"),
     "pwl_unit": ("LoadablePwlUnit", "PwlUnit", "ScaledCode", "TableWord"),
     "reciprocal": ("Reciprocal", "Scaled"),
+    "rotation": ("Angle", "Rotation"),
     "rsqrt": ("Rsqrt", "Total"),
     "scaling": ("multi_range_values",),
+    "sigmoid": ("FixedSilu", "Product", "Sigmoid"),
     "table": ("PwlTable", "read_table", "write_table"),
-    "uniform": ("UniformTable", "exp2_table", "reciprocal_table", "rsqrt_table"),
+    "uniform": ("UniformTable", "exp2_table", "reciprocal_table", "rsqrt_table", "sine_table"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "FUNCTIONS",
+    "Angle",
     "Exp2",
+    "FixedSilu",
     "FloatPwlUnit",
     "FloatTableWord",
     "Function",
@@ -46,13 +52,16 @@ __all__ = [
     "LoadableFloatPwlUnit",
     "LoadablePwlUnit",
     "Power",
+    "Product",
     "PwlFunction",
     "PwlTable",
     "PwlUnit",
     "Reciprocal",
+    "Rotation",
     "Rsqrt",
     "Scaled",
     "ScaledCode",
+    "Sigmoid",
     "TableWord",
     "Total",
     "UniformPwl",
@@ -65,6 +74,7 @@ __all__ = [
     "read_table",
     "reciprocal_table",
     "rsqrt_table",
+    "sine_table",
     "write_table",
 ]
 
