@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mxhw.lut.functions import FUNCTIONS, Function
     from mxhw.lut.metric import mean_squared_error, mean_squared_errors
     from mxhw.lut.module import PwlFunction
+    from mxhw.lut.online_softmax import Numerator, OnlineSoftmax, Score
     from mxhw.lut.pwl import FunctionUnit, UniformPwl
     from mxhw.lut.pwl_unit import LoadablePwlUnit, PwlUnit, ScaledCode, TableWord
     from mxhw.lut.reciprocal import Reciprocal, Scaled
@@ -28,6 +29,7 @@ _MODULES = {
     "functions": ("FUNCTIONS", "Function"),
     "metric": ("mean_squared_error", "mean_squared_errors"),
     "module": ("PwlFunction",),
+    "online_softmax": ("Numerator", "OnlineSoftmax", "Score"),
     "pwl": ("FunctionUnit", "UniformPwl"),
     "pwl_unit": ("LoadablePwlUnit", "PwlUnit", "ScaledCode", "TableWord"),
     "reciprocal": ("Reciprocal", "Scaled"),
@@ -51,6 +53,8 @@ __all__ = [
     "FunctionUnit",
     "LoadableFloatPwlUnit",
     "LoadablePwlUnit",
+    "Numerator",
+    "OnlineSoftmax",
     "Power",
     "Product",
     "PwlFunction",
@@ -61,6 +65,7 @@ __all__ = [
     "Rsqrt",
     "Scaled",
     "ScaledCode",
+    "Score",
     "Sigmoid",
     "TableWord",
     "Total",

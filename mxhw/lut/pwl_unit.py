@@ -314,6 +314,9 @@ class LoadablePwlUnit(_PwlBase):
         8, 16 or 32.
     slope_bits, intercept_bits : int
         Widths of the coefficients, 2 to 64; by default the code's and twice that.
+    intercept_shift : int
+        Zeros below a stored intercept, 0 to 31. With common exponents this is the scale's: then
+        8 bits hold an intercept of the published storage.
     most_shift : int
         Most places that a code may be shifted to the left (its scale); 0 to 15.
     most_product_shift : int
@@ -344,6 +347,7 @@ class LoadablePwlUnit(_PwlBase):
         code_bits: int = 8,
         slope_bits: int | None = None,
         intercept_bits: int | None = None,
+        intercept_shift: int = 0,
         most_shift: int = 0,
         most_product_shift: int = 0,
         multiplier: Multiplier = DSP,
@@ -355,6 +359,7 @@ class LoadablePwlUnit(_PwlBase):
         for value, name, low, high in (
             (slope_bits, "Slope width", 2, 64),
             (intercept_bits, "Intercept width", 2, 64),
+            (intercept_shift, "Intercept shift", 0, 31),
             (most_shift, "Largest shift", 0, _MOST_SHIFT),
             (most_product_shift, "Largest product shift", 0, _MOST_SHIFT),
         ):
@@ -367,6 +372,7 @@ class LoadablePwlUnit(_PwlBase):
                     f"{name} of a piecewise-linear unit must be between {low} and {high}, "
                     f"not {value}"
                 )
+        self._intercept_shift = intercept_shift
         self._word_shape = TableWord(
             point_bits=code_bits + most_shift + 1,
             slope_bits=slope_bits,
@@ -379,7 +385,7 @@ class LoadablePwlUnit(_PwlBase):
             entries=entries,
             most_shift=most_shift,
             most_product_shift=most_product_shift,
-            output_bits=max(product_bits, intercept_bits) + 1,
+            output_bits=max(product_bits, intercept_bits + intercept_shift) + 1,
             multiplier=multiplier,
             ports={"i_table": In(stream.Signature(self._word_shape))},
         )
@@ -402,9 +408,11 @@ class LoadablePwlUnit(_PwlBase):
                 f"Table to load must have {self._entries} entries for codes of {self._code_bits} "
                 f"bits, not {words.entries} for {words.code_bits}"
             )
-        rows = zip(
-            (0, *words.breakpoints), words.slopes, words.shifts, words.intercepts, strict=True
-        )
+        shift = self._intercept_shift
+        if any(value % (1 << shift) for value in words.intercepts):
+            raise ValueError(f"Intercepts of the table to load must be multiples of 2**{shift}")
+        intercepts = [value >> shift for value in words.intercepts]
+        rows = zip((0, *words.breakpoints), words.slopes, words.shifts, intercepts, strict=True)
         names = ("breakpoint", "slope", "shift", "intercept")
         result: list[dict[str, int]] = [dict(zip(names, row, strict=True)) for row in rows]
         for row in result:
@@ -425,7 +433,8 @@ class LoadablePwlUnit(_PwlBase):
 
         def coefficients(m: Module, segment: Value) -> tuple[Value, Value, Value]:
             row = table.row(m, segment)
-            return row.slope, row.shift, row.intercept
+            zeros = Const(0, self._intercept_shift)
+            return row.slope, row.shift, Cat(zeros, row.intercept).as_signed()
 
         m.d.comb += idle.eq(self._pipeline(m, table.allowed, table.points, coefficients))
         table.connect_points(m, self.i_table.payload.breakpoint)

@@ -1,5 +1,7 @@
 """Functions by range reduction: sigmoid and SiLU of fixed point, sine and cosine of a phase."""
 
+import dataclasses
+
 import torch
 
 from mxhw.lut.uniform import (
@@ -13,11 +15,30 @@ from mxhw.lut.uniform import (
 from mxhw.sw.golden.integer import shift_floor
 from mxhw.sw.golden.tensor import Wide
 
-__all__ = ["LOG2_E", "LOG2_E_FRAC", "rotation", "sigmoid_fixed", "silu_fixed"]
+__all__ = [
+    "LOG2_E",
+    "LOG2_E_FRAC",
+    "ONLINE_GUARD_BITS",
+    "ONLINE_MOST_SHIFT",
+    "ONLINE_SMALLEST",
+    "Online",
+    "online_softmax",
+    "rotation",
+    "sigmoid_fixed",
+    "silu_fixed",
+]
 
 LOG2_E_FRAC = 20
 LOG2_E = 1512775
 """log2(e) with 20 fraction bits: at 128 its relative error makes one of 5e-5 in the power."""
+
+ONLINE_GUARD_BITS = 16
+"""Fraction bits of a total beyond those of a mantissa."""
+
+ONLINE_SMALLEST = 31
+"""A numerator more places than this below the maximum counts as 0."""
+
+ONLINE_MOST_SHIFT = 63
 
 _FAR = 17
 _PHASE_BITS = 32
@@ -91,3 +112,51 @@ def rotation(phase: torch.Tensor, index_bits: int = 5) -> tuple[torch.Tensor, to
     sine = torch.where(quadrant >= 2, -sine, sine)
     cosine = torch.where((quadrant == 1) | (quadrant == 2), -cosine, cosine)
     return cosine, sine
+
+
+@dataclasses.dataclass(frozen=True)
+class Online:
+    """What every position of a one-pass softmax gives; int64 tensors ``[..., positions]``.
+
+    Members
+    -------
+    mantissa, down : numerator ``mantissa * 2**(-15 - down)`` below ``2**maximum``
+    shift : places that sums made before move to the right
+    maximum : running maximum of the scores' whole parts
+    total : running sum, 31 fraction bits, below ``2**maximum``
+    """
+
+    mantissa: torch.Tensor
+    down: torch.Tensor
+    shift: torch.Tensor
+    maximum: torch.Tensor
+    total: torch.Tensor
+
+
+def online_softmax(scores: torch.Tensor) -> Online:
+    """Numerators and total of a softmax in one pass over the last axis.
+
+    Contract: with ``M, I`` the table's mantissa of ``2**score`` and ``floor(score)``, the maximum
+    becomes ``m' = max(m, I)``, ``shift = min(m' - m, 63)`` (0 for the first), ``down = m' - I``; a
+    ``down`` above 31 counts as 31 and makes ``M`` 0.
+    ``total' = (total >> shift) + ((M << 16) >> down)``.
+
+    Parameters
+    ----------
+    scores : int64 tensor ``[..., positions]``
+        Base-2 logits with 12 fraction bits.
+    """
+    fraction = scores & ((1 << EXP2_FRACTION_BITS) - 1)
+    whole = scores >> EXP2_FRACTION_BITS
+    maximum = torch.cummax(whole, -1).values
+    shift = torch.diff(maximum, dim=-1, prepend=maximum[..., :1]).clamp(max=ONLINE_MOST_SHIFT)
+    down = maximum - whole
+    mantissa = torch.where(down > ONLINE_SMALLEST, 0, exp2_table().evaluate(fraction))
+    down = down.clamp(max=ONLINE_SMALLEST)
+    terms = (mantissa << ONLINE_GUARD_BITS) >> down
+    total = torch.zeros_like(terms[..., 0])
+    totals = []
+    for position in range(scores.shape[-1]):
+        total = (total >> shift[..., position]) + terms[..., position]
+        totals.append(total)
+    return Online(mantissa, down, shift, maximum, torch.stack(totals, -1))
