@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from mxhw.lut.fitting import fit
     from mxhw.lut.float_unit import FloatPwlUnit, FloatTableWord, LoadableFloatPwlUnit
     from mxhw.lut.functions import FUNCTIONS, Function
+    from mxhw.lut.layer_norm import LayerNormFactor, Moments
     from mxhw.lut.metric import mean_squared_error, mean_squared_errors
     from mxhw.lut.module import PwlFunction
     from mxhw.lut.online_softmax import Numerator, OnlineSoftmax, Score
@@ -27,6 +28,7 @@ _MODULES = {
     "fitting": ("fit",),
     "float_unit": ("FloatPwlUnit", "FloatTableWord", "LoadableFloatPwlUnit"),
     "functions": ("FUNCTIONS", "Function"),
+    "layer_norm": ("LayerNormFactor", "Moments"),
     "metric": ("mean_squared_error", "mean_squared_errors"),
     "module": ("PwlFunction",),
     "online_softmax": ("Numerator", "OnlineSoftmax", "Score"),
@@ -51,8 +53,10 @@ __all__ = [
     "FloatTableWord",
     "Function",
     "FunctionUnit",
+    "LayerNormFactor",
     "LoadableFloatPwlUnit",
     "LoadablePwlUnit",
+    "Moments",
     "Numerator",
     "OnlineSoftmax",
     "Power",
