@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from amaranth.hdl import Cat, Const, Module, Shape, Signal, Value, signed, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, signed, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
@@ -45,7 +45,7 @@ def value_shape(table: UniformTable):
         base + ((slope * code + half) >> table.slope_shift)
         for base, slope in zip(table.base, table.slope, strict=True)
         for code in (0, low)
-    ]
+    ] + [table.first or 0]
     if min(ends) < 0:
         raise ValueError(f"Values of table '{table.name}' must not be negative")
     return unsigned(bits_for(max(ends)))
@@ -86,7 +86,11 @@ def table_value(
     # The rounding half and the base are one constant: a single addition gives the value.
     line = Cat(Const(1 << (table.slope_shift - 1), table.slope_shift), base)
     total = line - product if falling else line + product
-    return register(m, total[table.slope_shift :][: value_shape(table).width], f"{name}_value")
+    value = total[table.slope_shift :][: value_shape(table).width]
+    if table.first is not None:
+        is_first = delay_value(m, ~code.any(), 1 + multiplier.latency, f"{name}_is_first")
+        value = Mux(is_first, table.first, value)
+    return register(m, value, f"{name}_value")
 
 
 class FunctionUnit(wiring.Component):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from amaranth.hdl import Cat, Const, Module, Shape, Signal, Value, signed, unsigned
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
@@ -12,7 +12,7 @@ from mxhw.arith.pipeline import OutputQueue, delay, delay_value, register
 from mxhw.lut.pwl import DSP, Multiplier
 from mxhw.lut.search import (
     FixedPoints,
-    LoadedPoints,
+    LoadedTable,
     PointReader,
     find_segment,
     levels_of,
@@ -21,7 +21,15 @@ from mxhw.lut.search import (
 from mxhw.lut.table import PwlTable
 from mxhw.sw.golden.pwl import PwlWords
 
-__all__ = ["CODE_BITS", "ENTRIES", "LoadablePwlUnit", "PwlUnit", "ScaledCode", "TableWord"]
+__all__ = [
+    "CODE_BITS",
+    "ENTRIES",
+    "LoadablePwlUnit",
+    "PwlUnit",
+    "ScaledCode",
+    "TableWord",
+    "check_choice",
+]
 
 CODE_BITS = (8, 16, 32)
 ENTRIES = (8, 16, 32)
@@ -52,7 +60,8 @@ class TableWord(data.StructLayout):
         )
 
 
-def _check_choice(value: object, name: str, choices: tuple[int, ...]) -> int:
+def check_choice(value: object, name: str, choices: tuple[int, ...]) -> int:
+    """The value if it is one of several integers, or an error that calls it ``name``."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} of a piecewise-linear unit must be an integer, not {value!r}")
     if value not in choices:
@@ -231,8 +240,8 @@ class PwlUnit(_PwlBase):
     ):
         if not isinstance(table, PwlTable):
             raise TypeError(f"Table of a piecewise-linear unit must be a PwlTable, not {table!r}")
-        _check_choice(table.entries, "Entries", ENTRIES)
-        _check_choice(code_bits, "Code width", CODE_BITS)
+        check_choice(table.entries, "Entries", ENTRIES)
+        check_choice(code_bits, "Code width", CODE_BITS)
         self._table = table
         self._words = words = PwlWords.of(table, code_bits=code_bits, scale=scale)
         super().__init__(
@@ -305,6 +314,9 @@ class LoadablePwlUnit(_PwlBase):
         8, 16 or 32.
     slope_bits, intercept_bits : int
         Widths of the coefficients, 2 to 64; by default the code's and twice that.
+    intercept_shift : int
+        Zeros below a stored intercept, 0 to 31. With common exponents this is the scale's: then
+        8 bits hold an intercept of the published storage.
     most_shift : int
         Most places that a code may be shifted to the left (its scale); 0 to 15.
     most_product_shift : int
@@ -335,17 +347,19 @@ class LoadablePwlUnit(_PwlBase):
         code_bits: int = 8,
         slope_bits: int | None = None,
         intercept_bits: int | None = None,
+        intercept_shift: int = 0,
         most_shift: int = 0,
         most_product_shift: int = 0,
         multiplier: Multiplier = DSP,
     ):
-        _check_choice(entries, "Entries", ENTRIES)
-        _check_choice(code_bits, "Code width", CODE_BITS)
+        check_choice(entries, "Entries", ENTRIES)
+        check_choice(code_bits, "Code width", CODE_BITS)
         slope_bits = code_bits if slope_bits is None else slope_bits
         intercept_bits = 2 * code_bits if intercept_bits is None else intercept_bits
         for value, name, low, high in (
             (slope_bits, "Slope width", 2, 64),
             (intercept_bits, "Intercept width", 2, 64),
+            (intercept_shift, "Intercept shift", 0, 31),
             (most_shift, "Largest shift", 0, _MOST_SHIFT),
             (most_product_shift, "Largest product shift", 0, _MOST_SHIFT),
         ):
@@ -358,6 +372,7 @@ class LoadablePwlUnit(_PwlBase):
                     f"{name} of a piecewise-linear unit must be between {low} and {high}, "
                     f"not {value}"
                 )
+        self._intercept_shift = intercept_shift
         self._word_shape = TableWord(
             point_bits=code_bits + most_shift + 1,
             slope_bits=slope_bits,
@@ -370,7 +385,7 @@ class LoadablePwlUnit(_PwlBase):
             entries=entries,
             most_shift=most_shift,
             most_product_shift=most_product_shift,
-            output_bits=max(product_bits, intercept_bits) + 1,
+            output_bits=max(product_bits, intercept_bits + intercept_shift) + 1,
             multiplier=multiplier,
             ports={"i_table": In(stream.Signature(self._word_shape))},
         )
@@ -393,9 +408,11 @@ class LoadablePwlUnit(_PwlBase):
                 f"Table to load must have {self._entries} entries for codes of {self._code_bits} "
                 f"bits, not {words.entries} for {words.code_bits}"
             )
-        rows = zip(
-            (0, *words.breakpoints), words.slopes, words.shifts, words.intercepts, strict=True
-        )
+        shift = self._intercept_shift
+        if any(value % (1 << shift) for value in words.intercepts):
+            raise ValueError(f"Intercepts of the table to load must be multiples of 2**{shift}")
+        intercepts = [value >> shift for value in words.intercepts]
+        rows = zip((0, *words.breakpoints), words.slopes, words.shifts, intercepts, strict=True)
         names = ("breakpoint", "slope", "shift", "intercept")
         result: list[dict[str, int]] = [dict(zip(names, row, strict=True)) for row in rows]
         for row in result:
@@ -411,37 +428,14 @@ class LoadablePwlUnit(_PwlBase):
     def elaborate(self, platform):
         """Put the table's memories between the ports."""
         m = Module()
-        word = self.i_table.payload
-        entry = Signal(range(self._entries))
-        loaded = Signal()
         idle = Signal()
-        store = Signal()
-        points = LoadedPoints(self._entries, self._point_bits)
-        storage = memory.Memory(
-            shape=self._word_shape,
-            depth=self._entries,
-            init=[],
-            attrs={"ram_style": "distributed"},
-        )
-        m.submodules.coefficients = storage
-        write = storage.write_port()
-        read = storage.read_port(domain="comb")
-        m.d.comb += [
-            self.i_table.ready.eq(idle),
-            store.eq(self.i_table.valid & idle),
-            write.addr.eq(entry),
-            write.data.eq(word),
-            write.en.eq(store),
-        ]
-        with m.If(store):
-            m.d.sync += [entry.eq(entry + 1), loaded.eq(entry == self._entries - 1)]
+        table = LoadedTable(m, self.i_table, self._entries, self._point_bits, idle)
 
         def coefficients(m: Module, segment: Value) -> tuple[Value, Value, Value]:
-            m.d.comb += read.addr.eq(segment)
-            return read.data.slope, read.data.shift, read.data.intercept
+            row = table.row(m, segment)
+            zeros = Const(0, self._intercept_shift)
+            return row.slope, row.shift, Cat(zeros, row.intercept).as_signed()
 
-        # A waiting table goes first, so that a stream of codes cannot keep it out.
-        allowed = loaded & ~self.i_table.valid
-        m.d.comb += idle.eq(self._pipeline(m, allowed, points, coefficients))
-        points.write(m, entry, word.breakpoint, store)
+        m.d.comb += idle.eq(self._pipeline(m, table.allowed, table.points, coefficients))
+        table.connect_points(m, self.i_table.payload.breakpoint)
         return m

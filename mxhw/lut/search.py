@@ -10,6 +10,7 @@ from mxhw.arith.pipeline import delay_value, register
 __all__ = [
     "FixedPoints",
     "LoadedPoints",
+    "LoadedTable",
     "PointReader",
     "find_segment",
     "levels_of",
@@ -88,6 +89,52 @@ class LoadedPoints:
                 port.data.eq(point),
                 port.en.eq(enable & here),
             ]
+
+
+class LoadedTable:
+    """A table in distributed memory that a stream of its entries fills, from the lowest one on.
+
+    A waiting table goes before further codes, but is taken only while ``idle`` is high, when no
+    code is under way; ``allowed`` says that codes may come.
+    """
+
+    def __init__(self, m: Module, words, entries: int, point_bits: int, idle: Value):
+        self._words = words
+        self._entry = Signal(range(entries))
+        self._loaded = Signal()
+        self._store = Signal()
+        self.points = LoadedPoints(entries, point_bits)
+        self.allowed = self._loaded & ~words.valid
+        storage = memory.Memory(
+            shape=words.payload.shape(),
+            depth=entries,
+            init=[],
+            attrs={"ram_style": "distributed"},
+        )
+        m.submodules.coefficients = storage
+        write = storage.write_port()
+        self._read = storage.read_port(domain="comb")
+        m.d.comb += [
+            words.ready.eq(idle),
+            self._store.eq(words.valid & idle),
+            write.addr.eq(self._entry),
+            write.data.eq(words.payload),
+            write.en.eq(self._store),
+        ]
+        with m.If(self._store):
+            m.d.sync += [
+                self._entry.eq(self._entry + 1),
+                self._loaded.eq(self._entry == entries - 1),
+            ]
+
+    def row(self, m: Module, segment: Value):
+        """The entry of a segment, without a register."""
+        m.d.comb += self._read.addr.eq(segment)
+        return self._read.data
+
+    def connect_points(self, m: Module, point: Value) -> None:
+        """Store the breakpoint of the entry that the stream carries; after the search is made."""
+        self.points.write(m, self._entry, point, self._store)
 
 
 def find_segment(

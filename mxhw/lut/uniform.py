@@ -15,15 +15,21 @@ import torch
 
 __all__ = [
     "EXP2_FRACTION_BITS",
+    "SINE_CODE_BITS",
     "VALUE_FRACTION_BITS",
     "UniformTable",
     "exp2_table",
     "reciprocal_table",
     "rsqrt_table",
+    "sine_table",
 ]
 
 EXP2_FRACTION_BITS = 12
 VALUE_FRACTION_BITS = 15
+SINE_CODE_BITS = 14
+
+_PINNED_INDEX_BITS = 5
+"""From so many on, the first segment's line goes through the exact first value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +45,9 @@ class UniformTable:
         Fraction bits of the slope against one step of the low bits.
     base, slope : tuple of int
         ``2**index_bits`` entries; the value has :data:`VALUE_FRACTION_BITS` fraction bits.
+    first : int or None
+        The value of code 0, where that is not on its segment's line. A line through an exact first
+        value has twice the error, which long segments cannot afford.
     """
 
     name: str
@@ -47,6 +56,7 @@ class UniformTable:
     slope_shift: int
     base: tuple[int, ...]
     slope: tuple[int, ...]
+    first: int | None = None
 
     @property
     def input_bits(self) -> int:
@@ -59,7 +69,8 @@ class UniformTable:
         low = code & ((1 << self.low_bits) - 1)
         base = torch.tensor(self.base)[index]
         slope = torch.tensor(self.slope)[index]
-        return base + ((slope * low + (1 << (self.slope_shift - 1))) >> self.slope_shift)
+        value = base + ((slope * low + (1 << (self.slope_shift - 1))) >> self.slope_shift)
+        return value if self.first is None else torch.where(code == 0, self.first, value)
 
 
 def _fit_segment(target: np.ndarray, slope_shift: int, pinned: bool) -> tuple[int, int]:
@@ -86,13 +97,18 @@ def _fit(
     index_bits: int,
     low_bits: int,
     slope_shift: int,
+    exact_line: bool = False,
 ) -> UniformTable:
     codes = np.arange(1 << (index_bits + low_bits))
     target = function(codes) * 2.0**VALUE_FRACTION_BITS
     segments = target.reshape(1 << index_bits, 1 << low_bits)
-    fitted = [_fit_segment(row, slope_shift, index == 0) for index, row in enumerate(segments)]
+    pinned = exact_line or index_bits >= _PINNED_INDEX_BITS
+    fitted = [
+        _fit_segment(row, slope_shift, pinned and index == 0) for index, row in enumerate(segments)
+    ]
     base, slope = zip(*fitted, strict=True)
-    return UniformTable(name, index_bits, low_bits, slope_shift, base, slope)
+    first = None if pinned else round(target[0])
+    return UniformTable(name, index_bits, low_bits, slope_shift, base, slope, first)
 
 
 @functools.cache
@@ -119,3 +135,14 @@ def rsqrt_table(index_bits: int = 5) -> UniformTable:
 
     low = VALUE_FRACTION_BITS + 1 - index_bits
     return _fit("rsqrt", function, index_bits, low, 11)
+
+
+@functools.cache
+def sine_table(index_bits: int = 5) -> UniformTable:
+    """Sine of a quarter turn: ``sin(pi / 2 * code / 2**14)``; exact at 0."""
+
+    def function(x: np.ndarray) -> np.ndarray:
+        return np.sin(np.pi / 2 * x / 2.0**SINE_CODE_BITS)
+
+    low = SINE_CODE_BITS - index_bits
+    return _fit("sine", function, index_bits, low, 8, exact_line=True)

@@ -121,6 +121,14 @@ def test_loadable_table(entries, shift):
     check_stream(unit, streams, {"o": want.tolist()}, stalls=STALLS)
 
 
+def test_short_intercepts():
+    words = PwlWords.of(GELU, code_bits=8, scale=6)
+    unit = LoadablePwlUnit(intercept_bits=8, intercept_shift=6)
+    codes = every_code(8)[::5]
+    streams = {"i": codes.tolist(), "i_table": unit.table_words(words)}
+    check_stream(unit, streams, {"o": pwl_values(words, codes).tolist()}, stalls=STALLS)
+
+
 def test_second_table_serves_the_codes_after_it():
     tables = [PwlWords.of(fit(name), code_bits=8, scale=5) for name in ("gelu", "hswish")]
     unit = LoadablePwlUnit()
@@ -240,6 +248,13 @@ def test_properties():
             ),
             ValueError,
             "Table to load must have 16 entries for codes of 8 bits, not 8 for 8",
+        ),
+        (
+            lambda: LoadablePwlUnit(intercept_shift=6).table_words(
+                PwlWords.of(GELU, code_bits=8, scale=5)
+            ),
+            ValueError,
+            "Intercepts of the table to load must be multiples of 2**6",
         ),
         (
             lambda: LoadablePwlUnit(slope_bits=4).table_words(

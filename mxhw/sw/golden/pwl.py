@@ -1,13 +1,14 @@
 """Piecewise-linear tables with free breakpoints, as integers of one input scale."""
 
 import dataclasses
+import math
 
 import torch
 
 from mxhw.lut.metric import quantised_breakpoints
 from mxhw.lut.table import PwlTable
 
-__all__ = ["PwlWords", "pwl_values"]
+__all__ = ["FloatWords", "PwlWords", "float_pwl_values", "pwl_values"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,3 +92,77 @@ def pwl_values(words: PwlWords, codes: torch.Tensor, shift: torch.Tensor | int =
     return (product << torch.tensor(words.shifts)[segment]) + torch.tensor(words.intercepts)[
         segment
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatWords:
+    """What a piecewise-linear unit for float32 keeps of a table: exact float32 numbers.
+
+    Members
+    -------
+    breakpoints, slopes, intercepts : tuple of float
+    """
+
+    breakpoints: tuple[float, ...]
+    slopes: tuple[float, ...]
+    intercepts: tuple[float, ...]
+
+    @classmethod
+    def of(cls, table: PwlTable) -> "FloatWords":
+        """Numbers of a table.
+
+        Raises
+        ------
+        ValueError
+            If one of them is not a normal float32 number or zero.
+        """
+        points = (point * 2.0**-table.breakpoint_frac for point in table.breakpoints)
+        slopes = (math.ldexp(*pair) for pair in _scaled(table.slopes, table.slope_fracs))
+        intercepts = (
+            math.ldexp(*pair) for pair in _scaled(table.intercepts, table.intercept_fracs)
+        )
+        words = cls(tuple(points), tuple(slopes), tuple(intercepts))
+        for value in (*words.breakpoints, *words.slopes, *words.intercepts):
+            exact = float(torch.tensor(value, dtype=torch.float32)) == value
+            if not exact or 0 < abs(value) < _SMALLEST_NORMAL:
+                raise ValueError(
+                    f"Numbers of a float table must be normal float32 numbers, not {value!r}"
+                )
+        return words
+
+
+_SMALLEST_NORMAL = 2.0**-126
+
+
+def _scaled(values: tuple[int, ...], fracs: tuple[int, ...]) -> list[tuple[int, int]]:
+    return [(value, -frac) for value, frac in zip(values, fracs, strict=True)]
+
+
+def _to_float32(exact: torch.Tensor) -> torch.Tensor:
+    """Rounded to nearest even; magnitudes below the smallest normal number become +0."""
+    small = exact.abs() < _SMALLEST_NORMAL
+    return torch.where(small, 0.0, exact.to(torch.float32).to(torch.float64))
+
+
+def float_pwl_values(words: FloatWords, bits: torch.Tensor) -> torch.Tensor:
+    """Outputs of float32 bit patterns (int64, 0 to 2**32 - 1), as bit patterns.
+
+    Contract: subnormal inputs count as 0. The segment is the number of breakpoints that the input
+    is not below. The product with the slope and then the sum with the intercept are each rounded
+    to nearest, ties to even; results below 2**-126 before rounding, and all zeros, are +0; what
+    exceeds the range is infinite. A slope of 0 gives the intercept, for an infinite input too. A
+    NaN gives the NaN 0x7FC00000.
+    """
+    signed = torch.where(bits >= 1 << 31, bits - (1 << 32), bits)
+    x = signed.to(torch.int32).view(torch.float32).to(torch.float64)
+    x = torch.where(x.abs() < _SMALLEST_NORMAL, 0.0, x)
+    points = torch.tensor(words.breakpoints, dtype=torch.float64)
+    segment = torch.bucketize(x, points, right=True)
+    slope = torch.tensor(words.slopes, dtype=torch.float64)[segment.clamp(max=len(points))]
+    intercept = torch.tensor(words.intercepts, dtype=torch.float64)[segment.clamp(max=len(points))]
+    # Exact in float64; a sum rounded to 53 bits first rounds to the same 24 bits.
+    product = _to_float32(torch.where(slope == 0, 0.0, slope * x))
+    result = _to_float32(product + intercept)
+    code = result.to(torch.float32).view(torch.int32).to(torch.int64) & 0xFFFFFFFF
+    code = torch.where(result == 0, 0, code)
+    return torch.where(torch.isnan(x), 0x7FC00000, code)
