@@ -83,7 +83,10 @@ class LowerOperators(GraphPass):
             name = f"constant_{len(self._constants)}"
             setattr(self._module, name, quantize(tensor.detach().double() * scale, format))
             self._constants[key] = name
-        return self._module.graph.create_node("get_attr", self._constants[key])
+        node = self._module.graph.create_node("get_attr", self._constants[key])
+        # What was rounded, for readings that do not round.
+        node.meta["exact"] = (tensor.detach(), scale)
+        return node
 
     def _check_width(self, node: Node, what: str, width: int) -> None:
         size = self._options.activation_format.block_size
