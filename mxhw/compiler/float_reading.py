@@ -212,7 +212,8 @@ class _Sum:
 def _probabilities(value: Probabilities, values: MXTensor, kv_heads: int) -> Tensor:
     """Golden's probabilities: numerators without the values' scales, over their total."""
     positions = values.scales.shape[0]
-    scales = values.scales.T.repeat_interleave(value.total.shape[-1] // kv_heads, 0)
+    scales = values.scales.T.to(torch.int64)
+    scales = scales.repeat_interleave(value.total.shape[-1] // kv_heads, 0)
     numerators = value.numerators.dequantize().double()[..., :positions]
     total = torch.ldexp(value.total.double(), torch.tensor(-_TOTAL_FRACTION_BITS))
     return torch.ldexp(numerators, SCALE_BIAS - scales) / total.unsqueeze(-1)
