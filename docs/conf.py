@@ -38,3 +38,5 @@ napoleon_use_ivar = True
 napoleon_custom_sections = [("Members", "params_style"), "Timing", "Cost", "Contract"]
 # Names of a docstring's types are for people: "sequence of int", "In(stream of BlockBeat)".
 napoleon_preprocess_types = False
+# Types in docstrings are words, and two modules may have a class of one name.
+suppress_warnings = ["ref.python"]
