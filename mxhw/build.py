@@ -269,6 +269,7 @@ def _build(
     from mxhw.compiler.progress import make_progress
     from mxhw.compiler.report import REPORT_FILE, render_summary
     from mxhw.compiler.workspace import BuildFolder
+    from mxhw.report import PAGE_FILE
 
     with BuildFolder(path) as folder:
         try:
@@ -281,7 +282,7 @@ def _build(
                 f"interrupted; {done} kept in {path}: the same command goes on from there"
             ) from None
         names = [str(name) for name in folder.files(context.results)]
-        console.print(render_summary(content, str(path), [*names, REPORT_FILE]))
+        console.print(render_summary(content, str(path), [*names, REPORT_FILE, PAGE_FILE]))
 
 
 def _models_table() -> Table:

@@ -190,7 +190,7 @@ def test_wrong_types_are_refused():
 
 
 def test_the_documented_table_is_right():
-    page = Path(__file__).parents[1] / "docs" / "formats.md"
+    page = Path(__file__).parents[1] / "docs" / "reference" / "formats.md"
     rows = re.findall(r"^\| `(mx\w+)` \|(.*)\|$", page.read_text("utf-8"), re.MULTILINE)
     assert len(rows) == 8
     for name, row in rows:

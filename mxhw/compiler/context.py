@@ -275,6 +275,16 @@ class Context:
         vars(other).update(shared)
         return other
 
+    @property
+    def unit_estimates(self) -> dict[str, dict[str, int]]:
+        """The same resources for every unit, in units of the device."""
+        units = {}
+        for name, cost in self._fitted.units.items():
+            figures = {field: round(getattr(cost, key)) for key, field in _RESOURCE_FIELDS.items()}
+            figures["block_rams"] = -(-figures["block_rams"] // self._blocks_a_ram)
+            units[name] = figures
+        return units
+
     def start_prebuild(self) -> None:
         """Begin to compile the simulator in the background, once."""
         from mxhw.compiler.prebuild import Prebuild

@@ -16,6 +16,7 @@ from mxhw.compiler.context import Context, unknown_name
 from mxhw.compiler.progress import Progress
 from mxhw.compiler.workspace import BuildFolder, StepRecord, digest_of, source_digest
 from mxhw.errors import BuildError, MxhwError, UserError
+from mxhw.report import PAGE_FILE, gather, render
 
 __all__ = ["STEPS", "Step", "find_step", "run_steps"]
 
@@ -61,7 +62,13 @@ class Step:
 _MODEL = ("model", "fingerprint", "context", "tokenizer")
 _DESIGN = (*_MODEL, "target", "weight_format", "activation_format")
 _BOARD = (*_DESIGN, "clock_mhz")
-_TOOL_SOURCES = ("boards", "compiler/toolflow.py", "compiler/_tools.py", "compiler/steps.py")
+_TOOL_SOURCES = (
+    "boards",
+    "compiler/toolflow.py",
+    "compiler/_tools.py",
+    "compiler/_floorplan.py",
+    "compiler/steps.py",
+)
 
 STEPS: list[Step] = [
     Step("plan", "capture, lower, bind and estimate", steps.plan, _DESIGN),
@@ -235,4 +242,5 @@ def _write_report(
     memory = max((record.memory_mb for record in records.values()), default=0.0)
     content = report.make_report(context.settings, context.results, seconds, memory, stopped)
     folder.write_json(report.REPORT_FILE, content)
+    folder.write_text(PAGE_FILE, render(gather(folder.path, content, context.results)))
     return content

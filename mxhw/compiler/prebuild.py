@@ -55,12 +55,14 @@ class Prebuild:
 
 def main(text: str) -> None:
     """Build the simulator of the design that the settings describe."""
+    from mxhw.compiler.timeline import probe_names
     from mxhw.cosim._build import build_library
     from mxhw.cosim._design import Design
     from mxhw.cosim.cxxrtl import emit_rtlil
 
     context = Context(Settings(**json.loads(text)), Path(), SilentProgress())
-    build_library(emit_rtlil(Design(context.component())), inner_signals=False)
+    design = Design(context.component(), probe_names(context.decode))
+    build_library(emit_rtlil(design), inner_signals=False)
 
 
 if __name__ == "__main__":

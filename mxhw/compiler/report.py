@@ -1,6 +1,6 @@
 """The report of a build: its schema, its file and its summary.
 
-``docs/report.md`` describes every field. The names are stable: programs read them.
+``docs/reference/report.md`` describes every field. The names are stable: programs read them.
 """
 
 import json

@@ -28,15 +28,18 @@ _SEEDS = (1, 2, 3)
 def plan(context: Context, out: Path) -> dict[str, Any]:
     """Load, capture, lower, bind and estimate; needs no tools.
 
-    Files: ``graph.txt``, the lowered decode step.
+    Files: ``graph.txt`` and ``graph.json``, the lowered decode step.
     """
     from mxhw.boards.catalog import check
+    from mxhw.compiler.describe import describe_graph
 
     settings, board = context.settings, context.board
     context.progress.update("load the model")
     config = context.config
     context.progress.update("capture and lower")
     (out / "graph.txt").write_text(f"{context.decode.graph}\n", "utf-8")
+    graph = describe_graph(context.decode, config.context)
+    (out / "graph.json").write_text(json.dumps(graph, indent=1) + "\n", "utf-8")
     context.progress.update("bind and estimate")
     binding = context.binding
     resources, cycles = context.estimate
@@ -53,6 +56,7 @@ def plan(context: Context, out: Path) -> dict[str, Any]:
         "binding": binding.describe(),
         "multipliers": binding.multipliers,
         "resources": dataclasses.asdict(resources),
+        "units": context.unit_estimates,
         "capacity": dataclasses.asdict(board.capacity),
         "context": REPORT_CONTEXT,
         "cycles_per_token": cycles,
@@ -72,9 +76,11 @@ def _too_big(settings: Settings, board: str, reasons: Sequence[str]) -> str:
 def golden(context: Context, out: Path) -> dict[str, Any]:
     """Perplexity of the float, ideal and golden models, and the golden model's greedy text.
 
-    Files: ``script.json`` and ``logits.npz``, what the hardware must answer.
+    Files: ``script.json`` and ``logits.npz``, what the hardware must answer; ``errors.json``, how
+    far every node of golden is from float.
     """
     from mxhw.compiler import accuracy
+    from mxhw.compiler.float_reading import measure_node_errors
     from mxhw.compiler.ideal import IdealModel
     from mxhw.compiler.simulate import write_script
 
@@ -94,6 +100,17 @@ def golden(context: Context, out: Path) -> dict[str, Any]:
         steps=np.array(list(script.logits)),
         logits=np.stack(list(script.logits.values())),
     )
+    text = script.sequences()[0][:REPORT_CONTEXT]
+    errors = measure_node_errors(
+        context.decode,
+        text,
+        lambda done, total: progress.update("error of every node, tokens", done, total),
+    )
+    content = {
+        "tokens": len(text),
+        "nodes": {name: dataclasses.asdict(error) for name, error in errors.items()},
+    }
+    (out / "errors.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     scores = accuracy.measure(
         accuracy.model_readings(
             context.model, IdealModel(context.model, context.options), context.prefill
@@ -182,8 +199,12 @@ def _write_verilog(source: Path, target: Path) -> None:
 
 
 def simulate(context: Context, out: Path) -> dict[str, Any]:
-    """Let the compiled simulation of the hardware generate the text, and compare with golden."""
+    """Let the compiled simulation of the hardware generate the text, and compare with golden.
+
+    Files: ``timeline.json``, where the cycles of one token go.
+    """
     from mxhw.compiler.simulate import Script, replay
+    from mxhw.compiler.timeline import measure_timeline, probe_names
     from mxhw.cosim.engine import make_engine
 
     progress = context.progress
@@ -195,7 +216,11 @@ def simulate(context: Context, out: Path) -> dict[str, Any]:
     component = context.component()
     step_shape = component.i_step.payload.shape()
     with make_engine(
-        component, "cxxrtl", on_progress=progress.update, inner_signals=False
+        component,
+        "cxxrtl",
+        probes=probe_names(context.decode),
+        on_progress=progress.update,
+        inner_signals=False,
     ) as engine:
         result = replay(
             engine,
@@ -203,7 +228,16 @@ def simulate(context: Context, out: Path) -> dict[str, Any]:
             script,
             lambda done, total: progress.update("hardware text, tokens", done, total),
         )
-    cycles, seen = result.cycles_per_token(REPORT_CONTEXT)
+        cycles, seen = result.cycles_per_token(REPORT_CONTEXT)
+        text = next(tokens for tokens in script.sequences() if len(tokens) >= seen)[:seen]
+        timeline = measure_timeline(
+            engine,
+            context.decode,
+            context.binding,
+            text,
+            lambda done, total: progress.update("timeline of a token, tokens", done, total),
+        )
+    (out / "timeline.json").write_text(json.dumps(timeline.to_dict()) + "\n", "utf-8")
     return {
         "tokens": result.tokens,
         "logits": result.logits,
@@ -229,6 +263,7 @@ def synthesise(context: Context, out: Path) -> dict[str, Any]:
     vendor's, the complete project in ``project/``.
     """
     from mxhw.compiler import toolflow
+    from mxhw.compiler.units import unit_of
 
     show = _tool_progress(context)
     context.progress.update("elaborate the design with the board's clock and serial port")
@@ -240,16 +275,20 @@ def synthesise(context: Context, out: Path) -> dict[str, Any]:
         measured = None if resources is None else dataclasses.asdict(resources)
         return {**clock, "project": [path.name for path in files], "resources": measured}
     with toolflow.being_prepared("nextpnr-ecp5"):
-        result = toolflow.synthesise(context.board_plan, out, on_progress=show)
-    return {**clock, "cells": result.cells, "resources": dataclasses.asdict(result.resources)}
+        result = toolflow.synthesise(context.board_plan, out, unit_of=unit_of, on_progress=show)
+    units = {name: dataclasses.asdict(part) for name, part in (result.units or {}).items()}
+    resources = dataclasses.asdict(result.resources)
+    return {**clock, "cells": result.cells, "resources": resources, "units": units}
 
 
 def place_and_route(context: Context, out: Path) -> dict[str, Any]:
     """Place and route until the clock closes.
 
-    Files: ``top.config``, ``top.lpf``, ``timing.json`` and ``route.log``.
+    Files: ``top.config``, ``top.lpf``, ``timing.json``, ``floorplan.json`` (which unit lies where)
+    and ``route.log``.
     """
     from mxhw.compiler import toolflow
+    from mxhw.compiler.units import unit_of
 
     netlist = out / "top.json"
     os.link(context.folder / "top.json", netlist)
@@ -257,12 +296,17 @@ def place_and_route(context: Context, out: Path) -> dict[str, Any]:
     wanted = context.clock_hz / 1e6
     found: list[float] = []
     for seed in _SEEDS:
-        result = toolflow.place_and_route(context.board_plan, out, seed=seed, on_progress=show)
+        result = toolflow.place_and_route(
+            context.board_plan, out, seed=seed, unit_of=unit_of, on_progress=show
+        )
         # The board has an oscillator's clock too; the design runs on the PLL's.
         clock = min(result.timing.clocks, key=lambda clock: abs(clock.wanted_mhz - wanted))
         found.append(clock.achieved_mhz)
         if clock.met:
             netlist.unlink()
+            if result.floorplan is not None:
+                floorplan = dataclasses.asdict(result.floorplan)
+                (out / "floorplan.json").write_text(json.dumps(floorplan) + "\n", "utf-8")
             return {
                 "clock_mhz": wanted,
                 "fmax_mhz": clock.achieved_mhz,

@@ -20,6 +20,7 @@ from typing import Any
 from mxhw.boards.catalog import Board, Resources, Toolchain
 from mxhw.boards.platforms import create_platform
 from mxhw.compiler._constants import absorb_zeros
+from mxhw.compiler._floorplan import Floorplan, read_floorplan
 from mxhw.compiler._multipliers import align_factors
 from mxhw.compiler._toolresults import (
     TimingReport,
@@ -38,6 +39,7 @@ from mxhw.compiler._tools import (
     find_tool,
     run_tool,
 )
+from mxhw.compiler._unitcells import UnitOf, assign_cells, count_by_unit
 from mxhw.dataflow.copies import COPY_ATTRIBUTE
 from mxhw.errors import BuildError, UserError
 
@@ -81,23 +83,31 @@ placer leaves a third more wire, and router2 did not converge on it in the time 
 
 @dataclass(frozen=True)
 class Synthesis:
-    """Result of a synthesis: the netlist, its cells by type, what they take, and the time."""
+    """Result of a synthesis: the netlist, its cells by type, what they take, and the time.
+
+    If units were asked for, also what each of them takes.
+    """
 
     netlist: Path
     cells: dict[str, int]
     resources: Resources
     seconds: float
+    units: dict[str, Resources] | None = None
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Result of place and route: the configuration, what the design takes, its timing, the time."""
+    """Result of place and route: the configuration, what the design takes, its timing, the time.
+
+    If units were asked for, also where they were placed.
+    """
 
     configuration: Path
     utilisation: dict[str, tuple[int, int]]
     resources: Resources
     timing: TimingReport
     seconds: float
+    floorplan: Floorplan | None = None
 
 
 def make_plan(top: Any, board: Board, **overrides: Any) -> Any:
@@ -118,9 +128,20 @@ def make_plan(top: Any, board: Board, **overrides: Any) -> Any:
 
 
 def synthesise(
-    plan: Any, build_dir: str | os.PathLike[str], *, on_progress: OnProgress | None = None
+    plan: Any,
+    build_dir: str | os.PathLike[str],
+    *,
+    unit_of: UnitOf | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Synthesis:
     """Synthesise a plan for an ECP5: writes ``top.il``, ``top.json`` and ``synthesis.log``.
+
+    Parameters
+    ----------
+    plan
+        The plan of the design.
+    unit_of : callable, optional
+        Maps the hierarchy of a name to a unit: the cells are then also counted by unit.
 
     Raises
     ------
@@ -148,12 +169,17 @@ def synthesise(
         absorb_zeros(module)
         netlist.write_text(json.dumps(document, separators=(",", ":")), encoding="utf-8")
         cells = count_cells(module)
+        units = None
+        if unit_of is not None:
+            by_unit = count_by_unit(module, assign_cells(module, unit_of))
+            units = {name: resources_of_cells(counts) for name, counts in by_unit.items()}
         work.keep(f"{TOP}.il", f"{TOP}.json", "synthesis.log")
     return Synthesis(
         netlist=Path(build_dir) / f"{TOP}.json",
         cells=cells,
         resources=resources_of_cells(cells),
         seconds=time.monotonic() - started,
+        units=units,
     )
 
 
@@ -163,6 +189,7 @@ def place_and_route(
     *,
     options: tuple[str, ...] = PLACE_AND_ROUTE_OPTIONS,
     seed: int = 1,
+    unit_of: UnitOf | None = None,
     on_progress: OnProgress | None = None,
 ) -> Routing:
     """Place and route ``top.json`` of the build folder.
@@ -178,6 +205,8 @@ def place_and_route(
         Options for nextpnr.
     seed : int
         Seed of the placer.
+    unit_of : callable, optional
+        Maps the hierarchy of a name to a unit: the result then says where the units are.
 
     Raises
     ------
@@ -205,6 +234,7 @@ def place_and_route(
                 str(seed),
                 "--report",
                 "timing.json",
+                *(() if unit_of is None else ("--write", "placed.json")),
                 *options,
             ],
             tool=tool,
@@ -214,6 +244,7 @@ def place_and_route(
             parser=ProgressParser("place and route", on_progress),
         )
         utilisation, timing = read_route_report(work.path / "timing.json")
+        floorplan = unit_of and read_floorplan(work.path / "placed.json", unit_of)
         work.keep(f"{TOP}.config", f"{TOP}.lpf", "timing.json", "route.log")
     return Routing(
         configuration=Path(build_dir) / f"{TOP}.config",
@@ -221,6 +252,7 @@ def place_and_route(
         resources=resources_of_utilisation(utilisation),
         timing=timing,
         seconds=time.monotonic() - started,
+        floorplan=floorplan,
     )
 
 

@@ -176,8 +176,12 @@ class BuildFolder:
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
         """Write a JSON file in one go, outside any step."""
+        return self.write_text(name, json.dumps(value, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a file in one go, outside any step."""
         path = self.path / name
-        self._write(path, json.dumps(value, indent=2) + "\n")
+        self._write(path, text)
         return path
 
     def read_json(self, name: str) -> dict[str, Any]:

@@ -72,11 +72,15 @@ class RmsNorm(wiring.Component):
     TypeError, ValueError
         If a parameter is not supported.
 
-    Timing: :attr:`latency` from a vector's last beat to the first beat of its result,
+    Timing
+    ------
+    :attr:`latency` from a vector's last beat to the first beat of its result,
     :attr:`interval` from a vector to the next: both passes' beats and, with four lanes, 12 cycles
     for the factor (14 if the length is no power of two).
 
-    Cost: a DSP slice a lane, another one with weights, one for the root and one for a length that
+    Cost
+    ----
+    A DSP slice a lane, another one with weights, one for the root and one for a length that
     is no power of two; the vector and the weights in memory (:meth:`cost`).
     """
 

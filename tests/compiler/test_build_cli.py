@@ -335,8 +335,10 @@ def test_plan_of_the_bundled_model(cli, monkeypatch, tmp_path):
     folder = tmp_path / "build" / "llama-ulx3s-85f"
     assert (folder / "graph.txt").read_text().startswith("graph():")
     assert {path.name for path in folder.iterdir() if path.name[0] != "."} == {
+        "graph.json",
         "graph.txt",
         "plan.json",
+        "report.html",
         "report.json",
     }
 

@@ -77,7 +77,7 @@ def test_steps_of_the_build():
     ]
     names = {field for step in STEPS for field in step.settings}
     assert names <= set(Settings.__dataclass_fields__)
-    page = Path(__file__).parents[2] / "docs" / "getting-started.md"
+    page = Path(__file__).parents[2] / "docs" / "reference" / "build.md"
     documented = page.read_text("utf-8")
     package = Path(mxhw.__file__).parent
     for step in STEPS:

@@ -74,7 +74,7 @@ def test_names_are_stable():
 
 
 def test_every_field_is_documented():
-    page = Path(__file__).parents[2] / "docs" / "report.md"
+    page = Path(__file__).parents[2] / "docs" / "reference" / "report.md"
     text = page.read_text("utf-8")
     assert [name for name in FIELDS if f"`{name}`" not in text] == []
 

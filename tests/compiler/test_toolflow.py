@@ -25,6 +25,7 @@ from mxhw.compiler.toolflow import (
     synthesise,
     write_vendor_project,
 )
+from mxhw.compiler.units import unit_of
 from mxhw.dataflow.copies import register_copies
 from mxhw.errors import BuildError, ToolError, UserError
 from tests.host.fake_decoder import FakeDecoder
@@ -367,6 +368,24 @@ def test_bitstream(tmp_path):
     # A configuration begins with comments and the preamble.
     assert b"\xff\xff\xbd\xb3" in bitstream.read_bytes()[:200]
     assert {item.step for item in seen} == {"synthesis", "place and route", "packing"}
+
+
+@pytest.mark.synth
+def test_units_and_their_places(tmp_path):
+    board = BOARDS["ulx3s-85f"]
+    plan = make_plan(board_top(board), board)
+    synthesis = synthesise(plan, tmp_path, unit_of=unit_of)
+    for field in ("luts", "flip_flops", "block_rams", "multipliers"):
+        parts = sum(getattr(unit, field) for unit in synthesis.units.values())
+        assert parts == getattr(synthesis.resources, field)
+    assert synthesis.units["host"].luts > synthesis.units["link"].luts > 50
+    routing = place_and_route(plan, tmp_path, unit_of=unit_of)
+    floorplan = routing.floorplan
+    assert {"host", "link"} <= set(floorplan.units)
+    placed = sum(cells for _, _, _, cells in floorplan.tiles)
+    used = routing.utilisation
+    assert placed == sum(used[name][0] for name in ("TRELLIS_COMB", "TRELLIS_FF", "TRELLIS_RAMW"))
+    assert len(floorplan.blocks) == used["DP16KD"][0] + used["MULT18X18D"][0]
 
 
 @pytest.mark.synth

@@ -1,11 +1,15 @@
 import importlib
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from mxhw import build
+from mxhw.compiler.pipeline import find_step
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -21,7 +25,7 @@ def test_example_runs(path, capsys):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_page_shows_the_example(path):
-    page = (DOCS / "use-a-unit.md").read_text("utf-8")
+    page = (DOCS / "how-to" / "use-a-unit.md").read_text("utf-8")
     assert f"```python\n{path.read_text('utf-8')}```" in page
 
 
@@ -56,13 +60,59 @@ def test_packages_load_no_torch():
 
 
 def test_units_page_names_every_unit():
-    page = (DOCS / "units.md").read_text("utf-8")
+    page = (DOCS / "reference" / "units.md").read_text("utf-8")
     for package, name in [pair for p in PACKAGES for pair in names_of(p)]:
         assert re.search(rf"`{name}\b", page), f"{package}.{name} is not in units.md"
 
 
+def text_of(page):
+    """The page without its code blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
 def test_links_between_pages_lead_somewhere():
-    pages = [ROOT / "README.md", *DOCS.glob("*.md")]
+    pages = [ROOT / "README.md", *DOCS.rglob("*.md")]
     for page in pages:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text_of(page)):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+PAGES = [*sorted((DOCS / "how-to").glob("*.md")), *sorted((DOCS / "tutorial").glob("*.md"))]
+# The page of a unit is run as a file; that of debugging shows parts of a longer session.
+RUN = [page for page in PAGES if page.name not in ("use-a-unit.md", "debugging.md")]
+
+
+def blocks_of(page, language):
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
+def test_code_on_a_page_runs(page, capsys):
+    namespace = {}
+    for block in blocks_of(page, "python"):
+        exec(compile(block, page.name, "exec"), namespace)
+
+
+def commands():
+    for page in [*DOCS.rglob("*.md"), ROOT / "README.md"]:
+        for line in "".join(blocks_of(page, "sh")).splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:2] == ["./run", "build"]:
+                yield page, words[2:]
+            elif words[:3] == ["python", "-m", "mxhw.build"]:
+                yield page, words[3:]
+
+
+@pytest.mark.parametrize(("page", "words"), list(commands()), ids=str)
+def test_commands_on_a_page_are_right(page, words, capsys):
+    # Those that only tell something are run; of the others the options are read.
+    if {"--estimate", "--list-boards", "--list-models"} & set(words):
+        assert build.main(words) == 0
+        assert len(capsys.readouterr().out.splitlines()) > 3
+    else:
+        with build.command.make_context("mxhw.build", words) as context:
+            assert context.params["model"] == "llama"
+            step = context.params["stop_after"]
+            assert step is None or find_step(step)

@@ -101,7 +101,10 @@ class LowerOperators(GraphPass):
                 scaled = pad_matrix(scaled, rows, columns)
             setattr(self._module, name, quantize(scaled, format))
             self._constants[key] = name
-        return self._module.graph.create_node("get_attr", self._constants[key])
+        node = self._module.graph.create_node("get_attr", self._constants[key])
+        # What was rounded, for readings that do not round.
+        node.meta["exact"] = (tensor.detach(), scale)
+        return node
 
     def _check_width(self, node: Node, what: str, width: int) -> None:
         size = self._options.activation_format.block_size

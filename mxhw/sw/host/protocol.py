@@ -4,8 +4,8 @@ A frame is the sync byte ``0xA5``, a type byte, the payload's length (2 bytes), 
 CRC-16 (2 bytes) over all of it but the sync byte. Multi-byte numbers are little-endian throughout,
 and the CRC is the reflected CCITT one known as X.25 (CRC16_IBM_SDLC of Amaranth's catalog).
 
-Requests come from the host and replies from the design; ``docs/host-protocol.md`` tells which reply
-belongs to which request. :mod:`mxhw.dataflow.host` is the design's side and
+Requests come from the host and replies from the design; ``docs/reference/host-protocol.md`` tells
+which reply belongs to which request. :mod:`mxhw.dataflow.host` is the design's side and
 :mod:`mxhw.sw.host.client` the host's.
 """
 

@@ -1,0 +1,88 @@
+"""What a build left in its folder, as far as it got: the facts that the page shows."""
+
+import dataclasses
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from mxhw.errors import UserError
+
+__all__ = ["Facts", "gather", "read_folder"]
+
+_FILES = {
+    "graph": ("plan", "graph.json"),
+    "errors": ("golden", "errors.json"),
+    "timeline": ("simulate", "timeline.json"),
+    "timing": ("place-and-route", "timing.json"),
+    "floorplan": ("place-and-route", "floorplan.json"),
+}
+"""Files with more than a step's facts, and the step that leaves them."""
+
+_STEPS = ("plan", "golden", "rtl", "simulate", "synthesise", "place-and-route", "bitstream")
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """Everything that the page is made from; what no step has left is empty.
+
+    Members
+    -------
+    report : mapping
+        Content of ``report.json``.
+    steps : mapping of str to mapping
+        Facts of each step that has ended.
+    graph, errors, timeline, timing, floorplan : mapping
+        Content of the file of that name.
+    """
+
+    report: Mapping[str, Any]
+    steps: Mapping[str, Mapping[str, Any]]
+    graph: Mapping[str, Any]
+    errors: Mapping[str, Any]
+    timeline: Mapping[str, Any]
+    timing: Mapping[str, Any]
+    floorplan: Mapping[str, Any]
+
+    def step(self, name: str) -> Mapping[str, Any]:
+        """Facts of a step, empty if it has not ended."""
+        return self.steps.get(name, {})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except OSError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"File {path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"File {path} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def gather(
+    folder: Path, report: Mapping[str, Any], steps: Mapping[str, Mapping[str, Any]]
+) -> Facts:
+    """Collect the files of the steps that have ended; older files of other steps are left out."""
+    files = {
+        field: _read(folder / name) if step in steps else {}
+        for field, (step, name) in _FILES.items()
+    }
+    return Facts(report=report, steps=steps, **files)
+
+
+def read_folder(folder: Path, steps: Collection[str] = _STEPS) -> Facts:
+    """Collect what a finished build left in a folder.
+
+    Raises
+    ------
+    UserError
+        If there is no ``report.json``, or a file cannot be read.
+    """
+    report = _read(folder / "report.json")
+    if not report:
+        raise UserError(f"Folder {folder} holds no report.json: build first (python -m mxhw.build)")
+    # Steps that ran or were reused have a wall time; a step's older result is not shown.
+    ended = [name for name in steps if name in report.get("wall_seconds", {})]
+    return gather(folder, report, {name: _read(folder / f"{name}.json") for name in ended})
