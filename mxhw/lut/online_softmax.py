@@ -49,8 +49,8 @@ class OnlineSoftmax(wiring.Component):
 
     The maximum is that of the scores' whole parts, so that a new one costs a shift. What consumes
     the numerators moves its own sums by the same shifts, and divides by the last total: no score is
-    stored. Relative error of the total against float64, rows of 1 to 16,384: at most 1e-4. A row of
-    one score of whole value has the total 1.
+    stored. Relative error of the total against float64, random rows of 1 to 16,384: 3.1e-5. A row
+    of one score of whole value has the total 1.
 
     Parameters
     ----------
