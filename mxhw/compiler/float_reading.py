@@ -58,9 +58,18 @@ def _rms_norm(x: Tensor, weight: Tensor | None, *, epsilon: float, dim: int, **_
     return result if weight is None else result * weight
 
 
-def _rope(x: Tensor, position: Tensor, *, head_size: int, theta: float, **_: Any) -> Tensor:
-    pairs = torch.arange(head_size // 2, dtype=torch.float64)
-    angle = position.double().unsqueeze(-1) * torch.exp(-2 * pairs / head_size * math.log(theta))
+def _rope(
+    x: Tensor,
+    position: Tensor,
+    *,
+    head_size: int,
+    theta: float,
+    rotary: int | None = None,
+    **_: Any,
+) -> Tensor:
+    rotary = rotary or head_size
+    pairs = torch.arange(head_size // 2, dtype=torch.float64) % (rotary // 2)
+    angle = position.double().unsqueeze(-1) * torch.exp(-2 * pairs / rotary * math.log(theta))
     cosine, sine = angle.cos().unsqueeze(-2), angle.sin().unsqueeze(-2)
     values = x.unflatten(-1, (-1, head_size // 2, 2))
     even, odd = values[..., 0], values[..., 1]
@@ -111,6 +120,7 @@ FLOAT_OPERATORS: dict[Any, Callable[..., Tensor]] = {
     ops.swiglu: _swiglu,
     ops.silu: _silu,
     ops.add: lambda x, y, **_: x + y,
+    ops.bias: lambda x, constant, **_: x + constant,
     ops.requantize: lambda x, **_: x,
 }
 """What an operator computes without any rounding, one token at a time."""
@@ -160,8 +170,7 @@ class FloatReading(fx.Interpreter):
         value = self.fetch_attr(str(node.target))
         if isinstance(value, (KeyStore, ValueStore)):
             return _Rows()
-        weight, scale = node.meta["exact"]
-        return weight.double() * scale
+        return node.meta["exact"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,11 @@ def test_nodes_carry_formats_shapes_and_lines():
 
 
 def test_every_bound_operator_has_units():
-    assert set(ops.OPERATORS) - set(NODE_UNITS) == {ops.silu, ops.requantize}
+    assert set(ops.OPERATORS) - set(NODE_UNITS) == {
+        ops.bias,
+        ops.silu,
+        ops.requantize,
+    }
 
 
 def test_units_of_names():

@@ -57,6 +57,7 @@ class LowerOperators(GraphPass):
         self._constants: dict[tuple[Any, ...], str] = {}
         self._replaced: dict[Node, Any] = {}
         self._narrowed: dict[Node, Node] = {}
+        self._exact: dict[str, torch.Tensor] = {}
         # Only a model with an embedding ends in logits; another one ends in MX blocks.
         self._has_vocabulary = any(
             isinstance(_module(module, n), nn.Embedding) for n in module.graph.nodes
@@ -101,9 +102,10 @@ class LowerOperators(GraphPass):
                 scaled = pad_matrix(scaled, rows, columns)
             setattr(self._module, name, quantize(scaled, format))
             self._constants[key] = name
+            self._exact[name] = scaled
         node = self._module.graph.create_node("get_attr", self._constants[key])
         # What was rounded, for readings that do not round.
-        node.meta["exact"] = (tensor.detach(), scale)
+        node.meta["exact"] = self._exact[self._constants[key]]
         return node
 
     def _check_width(self, node: Node, what: str, width: int) -> None:
