@@ -37,10 +37,12 @@ def run_command(command: click.Command, program: str, arguments: Sequence[str] |
     program : str
         Name for the command's help.
     arguments : sequence of str, optional
-        By default those of the process. ``--debug`` shows the traceback of an error.
+        By default those of the process. ``--debug``, where the command has that option, shows the
+        traceback of an error.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    debug = "--debug" in arguments
+    has_debug = any("--debug" in parameter.opts for parameter in command.params)
+    debug = has_debug and "--debug" in arguments
     try:
         command.main(list(arguments), prog_name=program, standalone_mode=False)
         return 0
@@ -58,6 +60,6 @@ def run_command(command: click.Command, program: str, arguments: Sequence[str] |
     except Exception as error:
         if debug:
             traceback.print_exc()
-        hint = "" if debug else "; run with --debug for the traceback"
+        hint = "" if debug or not has_debug else "; run with --debug for the traceback"
         _report(f"internal error: {type(error).__name__}: {error}{hint}")
         return _INTERNAL_STATUS

@@ -13,12 +13,13 @@ import click
 import torch
 from torch import fx
 
+from mxhw.cli import run_command
 from mxhw.compiler.lower import reset_caches
 from mxhw.compiler.trace import Expected, GoldenTrace, expected_streams, stream_names
 from mxhw.cosim.engine import Engine, make_engine
 from mxhw.dataflow.decoder import FoldedDecoder
 from mxhw.dataflow.program import Shape, TokenStep
-from mxhw.errors import MxhwError, UserError
+from mxhw.errors import UserError
 
 __all__ = [
     "Comparison",
@@ -411,6 +412,7 @@ def _greedy(lowered: fx.GraphModule, prompt: list[int], count: int, context: int
     show_default=True,
     help="Simulation in native code, or Amaranth's.",
 )
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 def command(model: str, tokens: int, prompt: str, waveform: Path | None, engine: str) -> None:
     """Compare every node of MODEL's hardware with golden, up to the first difference.
 
@@ -443,20 +445,7 @@ def command(model: str, tokens: int, prompt: str, waveform: Path | None, engine:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    program = "python -m mxhw.compiler.compare"
-    try:
-        command.main(list(arguments), prog_name=program, standalone_mode=False)
-    except click.ClickException as error:
-        click.echo(f"mxhw: error: {error.format_message()} (--help lists the options)", err=True)
-        return UserError.exit_status
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("mxhw: error: interrupted", err=True)
-        return 130
-    except MxhwError as error:
-        click.echo(f"mxhw: error: {error}", err=True)
-        return error.exit_status
-    return 0
+    return run_command(command, "python -m mxhw.compiler.compare", arguments)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mxhw.errors import MxhwError, ToolError, UserError
+from mxhw.cli import run_command
+from mxhw.errors import ToolError, UserError
 
 # What loads NumPy or a fitter is imported where it is used, so that help is immediate.
 
 __all__ = ["command", "main"]
-
-_INTERRUPT_STATUS = 130
-_INTERNAL_STATUS = 2
 
 
 @click.group(
@@ -219,29 +217,9 @@ def plot(file: Path, out: Path | None, function: str | None) -> None:
     Console(highlight=False).print(f"drawn in {path}")
 
 
-def _report_error(message: str) -> None:
-    click.echo(f"mxhw: error: {message}", err=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    run: Callable[..., Any] = command.main
-    try:
-        run(list(arguments), prog_name="python -m mxhw.lut", standalone_mode=False)
-        return 0
-    except (click.Abort, KeyboardInterrupt):
-        _report_error("interrupted")
-        return _INTERRUPT_STATUS
-    except click.ClickException as error:
-        _report_error(f"{error.format_message()} (--help lists the options)")
-        return UserError.exit_status
-    except MxhwError as error:
-        _report_error(str(error))
-        return error.exit_status
-    except Exception as error:
-        _report_error(f"internal error: {type(error).__name__}: {error}")
-        return _INTERNAL_STATUS
+    return run_command(command, "python -m mxhw.lut", arguments)
 
 
 if __name__ == "__main__":

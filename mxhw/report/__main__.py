@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from mxhw.cli import run_command
 from mxhw.compiler.workspace import MARKER
-from mxhw.errors import MxhwError, UserError
+from mxhw.errors import UserError
 from mxhw.report import PAGE_FILE, read_folder, render
 
 __all__ = ["command", "main"]
@@ -18,6 +19,7 @@ __all__ = ["command", "main"]
 @click.option(
     "--out", type=click.Path(path_type=Path), help=f"File; by default FOLDER/{PAGE_FILE}."
 )
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 def command(folder: Path, out: Path | None) -> None:
     """Write the page of a build FOLDER, from the facts that its steps left."""
     if not (folder / MARKER).is_file():
@@ -33,16 +35,7 @@ def command(folder: Path, out: Path | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        command.main(list(arguments), prog_name="python -m mxhw.report", standalone_mode=False)
-    except click.ClickException as error:
-        click.echo(f"mxhw: error: {error.format_message()} (--help lists the options)", err=True)
-        return UserError.exit_status
-    except MxhwError as error:
-        click.echo(f"mxhw: error: {error}", err=True)
-        return error.exit_status
-    return 0
+    return run_command(command, "python -m mxhw.report", arguments)
 
 
 if __name__ == "__main__":
