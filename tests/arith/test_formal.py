@@ -4,9 +4,6 @@
 Yosys' own solver checks all input sequences of a number of cycles from reset.
 """
 
-import subprocess
-import sys
-
 import pytest
 from amaranth.back import rtlil
 from amaranth.hdl import Assert, Assume, Elaboratable, Module, Signal, signed
@@ -18,6 +15,7 @@ from mxhw.arith.dot_product import DotProduct
 from mxhw.arith.elementwise import Requantizer
 from mxhw.arith.pipeline import StreamFifo
 from mxhw.formats import parse_format
+from tests.yosys import run_yosys
 
 SCRIPT = """
 read_rtlil unit.il
@@ -27,24 +25,16 @@ chformal -lower
 opt -full
 sat -verify -prove-asserts -set-assumes -tempinduct-baseonly -maxsteps {cycles}
 """
-RUN = "from pyosys import libyosys as ys; import sys; ys.run_pass(sys.argv[1], ys.Design())"
 
 
 def prove(harness: Elaboratable, cycles: int, folder) -> bool:
     """Whether no assertion fails within so many cycles."""
     (folder / "unit.il").write_text(rtlil.convert(harness, emit_src=False))
     (folder / "unit.ys").write_text(SCRIPT.format(cycles=cycles))
-    result = subprocess.run(
-        [sys.executable, "-c", RUN, "script unit.ys"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    output = result.stdout + result.stderr
+    status, output = run_yosys(folder, "unit.ys")
     assert "Executing SAT pass" in output, output[-2000:]
-    assert result.returncode == 0 or "proof did fail" in output, output[-2000:]
-    return result.returncode == 0
+    assert status == 0 or "proof did fail" in output, output[-2000:]
+    return status == 0
 
 
 class StreamContract(wiring.Component):

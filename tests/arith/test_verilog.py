@@ -1,9 +1,6 @@
 # amaranth: UnusedElaboratable=no
 """The Verilog of every unit is proved equal to the RTLIL that the simulators run."""
 
-import subprocess
-import sys
-
 import pytest
 from amaranth.back import rtlil, verilog
 
@@ -21,6 +18,7 @@ from mxhw.arith import (
     SystolicArray,
 )
 from mxhw.formats import FixedFormat, parse_format
+from tests.yosys import run_yosys
 
 SMALL = parse_format("mxint4_b8")
 UNITS = {
@@ -71,7 +69,6 @@ equiv_simple -undef
 equiv_induct -undef
 equiv_status -assert
 """
-RUN = "from pyosys import libyosys as ys; import sys; ys.run_pass(sys.argv[1], ys.Design())"
 
 
 def equal(unit, folder, edit=lambda text: text) -> bool:
@@ -79,16 +76,9 @@ def equal(unit, folder, edit=lambda text: text) -> bool:
     (folder / "unit.v").write_text(edit(text))
     (folder / "unit.il").write_text(rtlil.convert(unit, emit_src=False))
     (folder / "unit.ys").write_text(SCRIPT.format(file="unit.v"))
-    result = subprocess.run(
-        [sys.executable, "-c", RUN, "script unit.ys"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    output = result.stdout + result.stderr
+    status, output = run_yosys(folder, "unit.ys")
     assert "Executing EQUIV_STATUS pass" in output, output[-2000:]
-    return result.returncode == 0
+    return status == 0
 
 
 @pytest.mark.slow
