@@ -185,15 +185,14 @@ class Context:
         from mxhw.models.loaders import load_path
 
         settings = self.settings
-        if settings.fingerprint:
-            torch.set_num_threads(1)
-            tokenizer = Path(settings.tokenizer) if settings.tokenizer else None
-            return load_path(Path(settings.model), context=settings.context, tokenizer=tokenizer)
-        if self.settings.model not in bundled.MODELS:
-            raise UserError(unknown_name("model", self.settings.model, bundled.MODELS))
         # The operators are small: more threads cost more than they bring.
         torch.set_num_threads(1)
-        return bundled.load(self.settings.model)
+        if settings.fingerprint:
+            tokenizer = Path(settings.tokenizer) if settings.tokenizer else None
+            return load_path(Path(settings.model), context=settings.context, tokenizer=tokenizer)
+        if settings.model not in bundled.MODELS:
+            raise UserError(unknown_name("model", settings.model, bundled.MODELS))
+        return bundled.load(settings.model)
 
     @property
     def model(self) -> "Llama":
