@@ -9,7 +9,7 @@ from mxhw.models.bundled import load
 from mxhw.models.llama import LlamaDecode
 
 # What nextpnr counted for the routed design on an LFE5U-85F (4 rows, MXINT8).
-MEASURED = {"lut": 28218, "ff": 15144, "dsp": 149, "block_ram": 198}
+MEASURED = {"lut": 28157, "ff": 15545, "dsp": 149, "block_ram": 200}
 LARGE = {"multipliers": 1000, "luts": 1_000_000, "block_rams": 1000}
 
 
