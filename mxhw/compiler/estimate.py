@@ -8,6 +8,7 @@ in bits. Cycles come from :mod:`mxhw.compiler.schedule`.
 
 import dataclasses
 
+from amaranth.utils import bits_for
 from torch import fx
 
 from mxhw.compiler.binding import FoldedBinding, bind
@@ -15,6 +16,7 @@ from mxhw.compiler.elaborate import elaborate
 from mxhw.compiler.passes import LoweringOptions
 from mxhw.compiler.schedule import schedule_token
 from mxhw.dataflow.key_cache import block_rams, column_cost
+from mxhw.dataflow.weight_memory import memory_parts
 from mxhw.errors import UserError
 from mxhw.formats import SCALE_BITS
 
@@ -103,8 +105,11 @@ def _engine(b: FoldedBinding) -> UnitCost:
 
 
 def _weights(b: FoldedBinding) -> UnitCost:
-    rows, bits = b.shape.rows, b.weight_format.block_bits
-    return UnitCost(45 + 12 * rows, 14 + 11 * rows, 0, rows * block_rams(bits, len(b.words)))
+    fields = memory_parts(b.weight_format, b.shape.rows)
+    widths = [sum(width for _start, width in part) for part in fields]
+    blocks = [block_rams(width, len(b.words)) for width in widths]
+    parts = len(blocks)
+    return UnitCost(45 + 22 * parts, 14 + 11 * parts, 0, sum(blocks))
 
 
 def _word_decoder(b: FoldedBinding) -> UnitCost:
@@ -124,8 +129,8 @@ def _caches(b: FoldedBinding) -> dict[str, UnitCost]:
     value = column_cost(depth=positions * shape.value_groups, rows=shape.rows, widths=columns)
     scales = block_rams(shape.rows * 9, -(-words // shape.rows))
     return {
-        "keys": UnitCost(107, 31, 0, key["block_rams"]),
-        "values": UnitCost(218, 140, 0, value["block_rams"] + scales),
+        "keys": UnitCost(107, 116, 0, key["block_rams"]),
+        "values": UnitCost(190, 202, 0, value["block_rams"] + scales),
     }
 
 
@@ -161,16 +166,20 @@ def _control(b: FoldedBinding) -> dict[str, UnitCost]:
     shape = b.shape
     word = shape.rows * b.engine_format.block_bits
     beat = shape.lanes * b.activation_format.element.bits + SCALE_BITS
+    wide = shape.lanes * b.wide_format.element.bits + SCALE_BITS
     head = _queue(beat, max(b.heads * b.head_size // shape.lanes, 2))
     queues = 14
     return {
-        "sequencer": UnitCost(253, 136, 1),
+        "sequencer": UnitCost(255, 135),
         "weight_select": UnitCost(2.03 * word, 13),
-        "routes": UnitCost(385, 65),
+        "routes": UnitCost(200 + _queue(wide, 2).lut, 77),
         "operands": _queue(beat, shape.max_blocks * shape.beats_per_block),
         "queries": head,
         "attended": head,
-        "fixed_queues": UnitCost(2 * _queue(24 * shape.lanes, 2).lut, 24 * shape.lanes + 25),
+        "fixed_queues": UnitCost(
+            2 * _queue(24 * shape.lanes, 2).lut + _queue(bits_for(b.shape.vocabulary - 1), 2).lut,
+            24 * shape.lanes + 31,
+        ),
         "scales_queue": _queue(SCALE_BITS * shape.lanes, 2),
         "commands": UnitCost(queues * 36, queues * 9),
         "host": UnitCost(*_HOST[:2], 0, _HOST[2]),

@@ -40,11 +40,13 @@ _PARTS = {
     "operand_select": "routes",
     "memory_route": "routes",
     "result_route": "routes",
+    "wide_queue": "routes",
     "wide_route": "routes",
     "fixed_route": "routes",
     "fixed_queue": "fixed_queues",
     "logits_queue": "fixed_queues",
     "logits_register": "fixed_queues",
+    "token_queue": "fixed_queues",
     "tap": "fixed_queues",
 }
 _DECODER = ("design", "decoder")

@@ -132,9 +132,9 @@ class FoldedDecoder(wiring.Component):
             "values": self._values.latency,
             "embedding": self._embedding.latency,
             "engine": self._engine.latency,
-            "quantizer": self._quantizer.latency,
+            "quantizer": self._quantizer.latency + 1,
             "fixed": self._to_fixed.latency + 1,
-            "argmax": self._argmax.latency,
+            "argmax": self._argmax.latency + 1,
             "residual": self._residual.latency,
             "norm": self._norm.latency,
             "rope": self._rope.latency,
@@ -336,8 +336,12 @@ class FoldedDecoder(wiring.Component):
             narrow.ready.eq(into.ready),
         ]
         link(m, fixed, self._to_fixed.i)
-        link(m, self._quantizer.o, self._wide_route.i)
-        # Queues cut the chains of ready signals that would reach from the host to the engine.
+        # Queues cut the chains of ready signals that would reach from the host to the engine, and
+        # from every unit behind a route to the one before it.
+        wide_beat = payload_shape(self._quantizer.o)
+        m.submodules.wide_queue = wide_queue = StreamFifo(shape=wide_beat, depth=2)
+        link(m, self._quantizer.o, wide_queue.i)
+        link(m, wide_queue.o, self._wide_route.i)
         fixed_beat = FixedBeat(lanes=shape.lanes)
         m.submodules.fixed_queue = fixed_queue = StreamFifo(shape=fixed_beat, depth=2)
         m.submodules.logits_queue = logits_queue = StreamFifo(shape=fixed_beat, depth=2)
@@ -367,7 +371,10 @@ class FoldedDecoder(wiring.Component):
         m.submodules.logits_register = register = StreamRegister(shape=fixed_beat)
         link(m, logits_queue.o, register.i)
         link(m, register.o, wiring.flipped(self.o_logits))
-        link(m, self._argmax.o, wiring.flipped(self.o_token))
+        token = payload_shape(self._argmax.o)
+        m.submodules.token_queue = token_queue = StreamFifo(shape=token, depth=2)
+        link(m, self._argmax.o, token_queue.i)
+        link(m, token_queue.o, wiring.flipped(self.o_token))
 
         link(m, self._embedding.o, self._residual.i_load)
         link(m, self._residual.o, self._norm.i)

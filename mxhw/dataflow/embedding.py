@@ -40,7 +40,7 @@ class Embedding(wiring.Component):
 
     Timing
     ------
-    One beat a cycle, ``block_size / lanes + 1`` cycles a word.
+    One beat a cycle, ``block_size / lanes + 2`` cycles a word.
 
     Cost
     ----
@@ -97,13 +97,15 @@ class Embedding(wiring.Component):
         # The row is registered first: words come straight from block RAM, which is slow.
         block = Signal(BlockBeat(format=self._format, lanes=self._format.block_size))
         held = Signal()
+        # A register: the way from here goes on through the route to every block RAM of the words.
+        open_ = Signal()
         take = Signal()
         last = beat == beats - 1
         codes = block.elements.as_value()
         lanes = codes.as_unsigned().word_select(beat, bits * self._lanes)
         m.d.comb += [
-            take.eq(self.i.valid & self.i_command.valid & ~held),
-            self.i.ready.eq(take),
+            take.eq(self.i.valid & open_),
+            self.i.ready.eq(open_),
             self.i_command.ready.eq(take & (word == self._blocks - 1)),
             queue.i.valid.eq(held),
             queue.i.payload.exponent.eq(
@@ -113,8 +115,11 @@ class Embedding(wiring.Component):
         for lane in range(self._lanes):
             code = lanes[lane * bits : (lane + 1) * bits].as_signed()
             m.d.comb += queue.i.payload.mantissas[lane].eq(code)
+        with m.If(~held & self.i_command.valid):
+            m.d.sync += open_.eq(1)
         with m.If(take):
             m.d.sync += [
+                open_.eq(0),
                 block.eq(self.i.payload[self.i_command.payload.row]),
                 held.eq(1),
                 word.eq(Mux(word == self._blocks - 1, 0, word + 1)),

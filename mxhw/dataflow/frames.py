@@ -272,7 +272,8 @@ class FrameTransmitter(wiring.Component):
     o : Out(stream.Signature(unsigned(8)))
         Bytes to send.
 
-    Timing: one byte a cycle while ``o`` is ready; two cycles between frames.
+    Timing: one byte a cycle, of a payload one in two cycles, while ``o`` is ready; two cycles
+    between frames.
 
     Cost: about 250 LUT4 and 180 flip-flops.
     """
@@ -302,6 +303,9 @@ class FrameTransmitter(wiring.Component):
         push = Signal()
         payload = Signal(8)
         available = Signal()
+        # A byte waits here: the choice among all sources would stand before the whole CRC.
+        fetched = Signal(8)
+        held = Signal()
 
         identity = Const(int.from_bytes(self._identity, "little"), 8 * len(self._identity))
         # Unsigned, because CXXRTL 0.64 miscompiles a part select of a signed value.
@@ -351,12 +355,18 @@ class FrameTransmitter(wiring.Component):
                     m.d.comb += [byte.eq(check.crc[:8]), offer.eq(1)]
                     with m.If(push):
                         m.next = "CRC_HIGH"
-                with m.Else():
-                    m.d.comb += [byte.eq(payload), offer.eq(available), check.valid.eq(push)]
+                with m.Elif(held):
+                    m.d.comb += [byte.eq(fetched), offer.eq(1), check.valid.eq(push)]
                     with m.If(push):
-                        m.d.sync += [index.eq(index + 1), message.body.eq(message.body >> 8)]
-                        with m.If(message.source == MessageSource.LOGITS):
-                            m.d.comb += self.i_logits.ready.eq(index[:4] == 0xF)
+                        m.d.sync += [index.eq(index + 1), held.eq(0)]
+                with m.Elif(available):
+                    m.d.sync += [
+                        fetched.eq(payload),
+                        held.eq(1),
+                        message.body.eq(message.body >> 8),
+                    ]
+                    with m.If(message.source == MessageSource.LOGITS):
+                        m.d.comb += self.i_logits.ready.eq(index[:4] == 0xF)
             with m.State("CRC_HIGH"):
                 m.d.comb += [byte.eq(check.crc[8:]), offer.eq(1)]
                 with m.If(push):

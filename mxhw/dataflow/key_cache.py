@@ -1,5 +1,6 @@
 """Key cache: a weight memory that grows by a row a token; and the memory of both caches."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
@@ -8,12 +9,13 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from mxhw.arith.shapes import BlockBeat, BlockWord
+from mxhw.dataflow.copies import register_copies
 from mxhw.formats import SCALE_BITS, BlockFormat
 
 __all__ = ["CacheCommand", "ColumnMemory", "KeyCache", "check_cache", "column_cost", "index_shape"]
 
 _BLOCK_RAM_SHAPES = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
-_READ_LATENCY = 1
+_COLUMNS_A_COPY = 8
 
 
 def index_shape(count: int):
@@ -88,51 +90,60 @@ class ColumnMemory(wiring.Component):
     A cell can be written alone; a word is read whole. Each column is a memory of its own with one
     write enable a cell, the shape that byte enables of block RAMs serve. A word comes
     straight from the block RAM: what reads it should register it first. A read sees the writes of
-    earlier cycles. Synthesis builds no bypass where the logic of both ``valid`` shows that a write
-    and a read never meet.
+    earlier cycles; in a cycle with a write no read is taken.
+
+    The memories of a wide word lie all over a device. What a write brings and the address of a read
+    are registered before them, in a copy for every eight columns.
 
     Parameters
     ----------
     depth : int
         Number of words.
-    rows : int
-        Cells of a column in a word.
     widths : sequence of int
         Bits of a cell, column by column.
+    offsets : sequence of sequences of int
+        Where in the beat of a write each row's cell begins, column by column.
 
     Members
     -------
     i_write : ``In(stream.Signature(..., always_ready=True))``
-        ``address``; ``cells``: all cells of a word, row 0 of column 0 lowest; ``enables``: one bit
-        a cell, column by column.
+        ``address``; ``beat``: what cells are made of; ``enables``: one bit a cell, column by
+        column.
     i_read : ``In(stream.Signature(unsigned(...)))``
         Addresses.
     o : ``Out(stream.Signature(unsigned(...)))``
-        Words, laid out as ``cells``.
+        Words: cells from row 0 of column 0 on.
+    pending : ``Out(1)``
+        A read that was taken waits for ``o``: it would see what is written now.
 
     Timing
     ------
-    ``latency`` 1 cycle from an address to its word, one word a cycle.
+    ``latency`` 2 cycles from an address to its word, one word a cycle.
     """
 
-    def __init__(self, *, depth: int, rows: int, widths: Sequence[int]):
+    latency = 2
+    interval = 1
+
+    def __init__(self, *, depth: int, widths: Sequence[int], offsets: Sequence[Sequence[int]]):
         self._depth = depth
-        self._rows = rows
+        self._rows = len(offsets[0])
         self._widths = tuple(widths)
-        bits = rows * sum(self._widths)
+        self._offsets = [tuple(column) for column in offsets]
+        beat_bits = max(max(column) + width for column, width in zip(offsets, widths, strict=True))
         address = index_shape(depth)
         write = data.StructLayout(
             {
                 "address": address,
-                "cells": unsigned(bits),
-                "enables": data.ArrayLayout(unsigned(rows), len(self._widths)),
+                "beat": unsigned(beat_bits),
+                "enables": data.ArrayLayout(unsigned(self._rows), len(self._widths)),
             }
         )
         super().__init__(
             {
                 "i_write": In(stream.Signature(write, always_ready=True)),
                 "i_read": In(stream.Signature(address)),
-                "o": Out(stream.Signature(unsigned(bits))),
+                "o": Out(stream.Signature(unsigned(self._rows * sum(self._widths)))),
+                "pending": Out(1),
             }
         )
 
@@ -141,52 +152,89 @@ class ColumnMemory(wiring.Component):
         """Number of words."""
         return self._depth
 
-    @property
-    def latency(self) -> int:
-        """Cycles from an address to its word."""
-        return _READ_LATENCY
-
-    @property
-    def interval(self) -> int:
-        """Cycles from one word to the next."""
-        return 1
-
     def cost(self) -> dict[str, int]:
         """DSP slices, bits of distributed memory and ECP5 block RAMs."""
         return column_cost(depth=self._depth, rows=self._rows, widths=self._widths)
 
     def elaborate(self, platform):
         m = Module()
-        advance = Signal()
-        m.d.comb += [advance.eq(~self.o.valid | self.o.ready), self.i_read.ready.eq(advance)]
+        groups = -(-len(self._widths) // _COLUMNS_A_COPY)
+        write, read = self.i_write, self.i_read
+        addressed = register_copies(1, groups, "addressed")
+        addresses = register_copies(len(read.payload), groups, "address")
+        written = register_copies(1, groups, "written")
+        places = register_copies(len(read.payload), groups, "place")
+        beats = register_copies(len(write.payload.beat), groups, "beat")
+        valids = register_copies(1, groups, "valid")
+        enables = Signal(write.payload.enables.shape(), reset_less=True)
+        m.d.sync += enables.eq(write.payload.enables)
         words = []
-        offset = 0
-        for column, width in enumerate(self._widths):
-            cells = data.ArrayLayout(unsigned(width), self._rows)
-            m.submodules[f"column_{column}"] = store = memory.Memory(
-                shape=cells, depth=self._depth, init=[], attrs={"ram_style": "block"}
-            )
-            write = store.write_port(granularity=1)
-            read = store.read_port(domain="comb")
-            payload = self.i_write.payload
-            word = Signal(self._rows * width, reset_less=True, name=f"word_{column}")
+        for group in range(groups):
+            advance = Signal(name=f"advance_{group}")
+            make = Signal(name=f"make_{group}")
+            take = Signal(name=f"take_{group}")
             m.d.comb += [
-                write.addr.eq(payload.address),
-                write.data.eq(payload.cells[offset : offset + self._rows * width]),
-                write.en.eq(Mux(self.i_write.valid, payload.enables[column], 0)),
-                read.addr.eq(self.i_read.payload),
+                advance.eq(~valids[group] | self.o.ready),
+                # A read waits beside a write: where synthesis sees that the two never meet, it
+                # builds no bypass of the whole word.
+                make.eq(advance & addressed[group] & ~written[group]),
+                take.eq((~addressed[group] | make) & ~write.valid),
             ]
-            # A synchronous read port promises the old word beside a write, which costs a bypass of
-            # the whole word. This register becomes the block RAM's, and the synthesiser finds
-            # from the two enables that no read stands beside a write.
-            with m.If(advance & self.i_read.valid):
-                m.d.sync += word.eq(read.data)
-            words.append(word)
-            offset += self._rows * width
-        with m.If(advance):
-            m.d.sync += self.o.valid.eq(self.i_read.valid)
+            m.d.sync += [
+                written[group].eq(write.valid),
+                places[group].eq(write.payload.address),
+                beats[group].eq(write.payload.beat),
+            ]
+            with m.If(advance):
+                m.d.sync += valids[group].eq(make)
+            with m.If(make):
+                m.d.sync += addressed[group].eq(0)
+            with m.If(take):
+                m.d.sync += [addressed[group].eq(read.valid), addresses[group].eq(read.payload)]
+            if group == 0:
+                m.d.comb += [
+                    read.ready.eq(take),
+                    self.pending.eq(addressed[0] & ~make),
+                    self.o.valid.eq(valids[0]),
+                ]
+            start = group * _COLUMNS_A_COPY
+            for column in range(start, min(start + _COLUMNS_A_COPY, len(self._widths))):
+                port = self._column(m, column, beats[group])
+                m.d.comb += [
+                    port.write.addr.eq(places[group]),
+                    port.write.en.eq(Mux(written[group], enables[column], 0)),
+                    port.read.addr.eq(addresses[group]),
+                ]
+                # A synchronous read port promises the old word beside a write, which costs a bypass
+                # of the whole word. This register becomes the block RAM's.
+                with m.If(make):
+                    m.d.sync += port.word.eq(port.read.data)
+                words.append(port.word)
         m.d.comb += self.o.payload.eq(Cat(*words))
         return m
+
+    def _column(self, m: Module, column: int, beat: Signal) -> "_ColumnPort":
+        """The memory of a column, whose cells come from a beat."""
+        width = self._widths[column]
+        cells = data.ArrayLayout(unsigned(width), self._rows)
+        m.submodules[f"column_{column}"] = store = memory.Memory(
+            shape=cells, depth=self._depth, init=[], attrs={"ram_style": "block"}
+        )
+        port = _ColumnPort(
+            write=store.write_port(granularity=1),
+            read=store.read_port(domain="comb"),
+            word=Signal(self._rows * width, reset_less=True, name=f"word_{column}"),
+        )
+        offsets = self._offsets[column]
+        m.d.comb += port.write.data.eq(Cat(beat[start : start + width] for start in offsets))
+        return port
+
+
+@dataclasses.dataclass
+class _ColumnPort:
+    write: memory.WritePort
+    read: memory.ReadPort
+    word: Signal
 
 
 class KeyCache(wiring.Component):
@@ -225,7 +273,7 @@ class KeyCache(wiring.Component):
 
     Timing
     ------
-    ``latency`` 2 cycles from a read command to its first word, then one word a cycle, also from
+    ``latency`` 3 cycles from a read command to its first word, then one word a cycle, also from
     one command to the next. A write takes a cycle for the command, overlapped with the command
     before, and one a beat.
 
@@ -263,10 +311,13 @@ class KeyCache(wiring.Component):
         self._format = format
         self._lanes = lanes
         self._blocks = head_size // format.block_size
+        bits = format.element.bits
+        # Every row of a column is offered the same element; the enables choose the row.
+        elements = [[column % lanes * bits] * rows for column in range(format.block_size)]
         self._memory = {
             "depth": layers * kv_heads * self.words_per_head,
-            "rows": rows,
-            "widths": [format.element.bits] * format.block_size + [SCALE_BITS],
+            "widths": [bits] * format.block_size + [SCALE_BITS],
+            "offsets": [*elements, [lanes * bits] * rows],
         }
         command = CacheCommand(layers=layers, kv_heads=kv_heads, context=context)
         super().__init__(
@@ -305,7 +356,7 @@ class KeyCache(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from a read command to its first word."""
-        return 1 + _READ_LATENCY
+        return 1 + ColumnMemory.latency
 
     @property
     def interval(self) -> int:
@@ -323,7 +374,8 @@ class KeyCache(wiring.Component):
 
     def cost(self) -> dict[str, int]:
         """DSP slices, bits of distributed memory and ECP5 block RAMs."""
-        return column_cost(**self._memory)
+        memory = self._memory
+        return column_cost(depth=memory["depth"], rows=self._rows, widths=memory["widths"])
 
     def elaborate(self, platform):
         m = Module()
@@ -362,12 +414,9 @@ class KeyCache(wiring.Component):
 
         beat = self.i.payload
         write = store.i_write.payload
-        # Every row of a column is offered the same element; the enables choose the row.
-        lanes = [beat.elements[lane].replicate(self._rows) for lane in range(self._lanes)]
-        cells = lanes * steps
         m.d.comb += [
             write.address.eq(address),
-            write.cells.eq(Cat(*cells, beat.scale.replicate(self._rows))),
+            write.beat.eq(Cat(beat.elements.as_value(), beat.scale)),
         ]
         for column in range(size):
             with m.If(step[column // self._lanes]):
@@ -375,8 +424,11 @@ class KeyCache(wiring.Component):
         m.d.comb += write.enables[size].eq(row)
 
         with m.If(busy & writing):
-            m.d.comb += [store.i_write.valid.eq(self.i.valid), self.i.ready.eq(1)]
-            with m.If(self.i.valid):
+            m.d.comb += [
+                self.i.ready.eq(~store.pending),
+                store.i_write.valid.eq(self.i.valid & ~store.pending),
+            ]
+            with m.If(self.i.valid & ~store.pending):
                 m.d.sync += step.eq(step.rotate_left(1))
                 m.d.comb += finish.eq(step[-1] & (left == 0))
                 with m.If(step[-1] & ~finish):

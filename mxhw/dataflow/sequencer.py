@@ -67,6 +67,20 @@ class Sequencer(wiring.Component):
         if not program:
             raise ValueError("Program of a sequencer must have at least one step, not 0")
         self._program = list(program)
+        lengths = sorted(
+            {
+                step.blocks
+                for step in program
+                if step.destination is Destination.EMBEDDING and isinstance(step.blocks, int)
+            }
+        )
+        if len(lengths) > 1:
+            raise ValueError(
+                f"Embeddings of a program must have rows of one length, not of "
+                f"{' and '.join(map(str, lengths))} blocks"
+            )
+        # A constant, so that finding a row takes no multiplier.
+        self._row_words = lengths[0] if lengths else 0
         self._shape = shape
         counts = {"count_bits": shape.count_bits}
         cache = CacheCommand(layers=shape.layers, kv_heads=shape.kv_heads, context=shape.context)
@@ -158,7 +172,7 @@ class Sequencer(wiring.Component):
             with m.If(step.position_blocks):
                 m.d.sync += counts.words.eq(blocks_so_far * shape.value_groups)
             with m.If(step.destination == Destination.EMBEDDING):
-                m.d.sync += counts.base.eq(step.base + (token.token >> row_bits) * step.blocks)
+                m.d.sync += counts.base.eq(step.base + (token.token >> row_bits) * self._row_words)
 
     def _issue(self, m: Module, step, token, prepare: Signal, busy: Signal) -> None:
         """Offer every command that the step needs until it is taken."""

@@ -17,8 +17,6 @@ from mxhw.formats import SCALE_BIAS, SCALE_BITS, BlockFormat
 
 __all__ = ["ValueCache"]
 
-_READ_LATENCY = 1
-
 
 class ValueCache(wiring.Component):
     """Values of all layers and heads: codes along the positions, scales apart.
@@ -66,9 +64,9 @@ class ValueCache(wiring.Component):
 
     Timing
     ------
-    ``latency`` 2 cycles from a read command to its first word, then one word a cycle, also from
+    ``latency`` 3 cycles from a read command to its first word, then one word a cycle, also from
     one command to the next. A write takes one cycle a beat. ``scale_latency`` 4 cycles from the
-    last beat of a write to the first scales, then one beat a cycle.
+    last beat of a write to the first scales, then one beat a cycle, but for a cycle a write.
 
     Cost
     ----
@@ -127,15 +125,17 @@ class ValueCache(wiring.Component):
         self._query_heads_per_kv = query_heads_per_kv
         self._groups = head_size // rows
         self._blocks = context // size
+        bits = format.element.bits
+        # Every column is offered the same elements; the enables choose the position.
         self._codes = {
             "depth": layers * kv_heads * self._groups * self._blocks,
-            "rows": rows,
-            "widths": [format.element.bits] * size,
+            "widths": [bits] * size,
+            "offsets": [[row % lanes * bits for row in range(rows)]] * size,
         }
         self._scales = {
             "depth": layers * kv_heads * context // lanes,
-            "rows": lanes,
             "widths": [SCALE_BITS],
+            "offsets": [[0] * lanes],
         }
         command = CacheCommand(layers=layers, kv_heads=kv_heads, context=context)
         super().__init__(
@@ -175,12 +175,12 @@ class ValueCache(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from a read command to its first word."""
-        return 1 + _READ_LATENCY
+        return 1 + ColumnMemory.latency
 
     @property
     def scale_latency(self) -> int:
         """Cycles from the last beat of a write to its first scales."""
-        return 2 + _READ_LATENCY
+        return 2 + ColumnMemory.latency
 
     @property
     def interval(self) -> int:
@@ -202,9 +202,11 @@ class ValueCache(wiring.Component):
 
     def cost(self) -> dict[str, int]:
         """DSP slices, bits of distributed memory and ECP5 block RAMs."""
-        codes = column_cost(**self._codes)
-        scales = column_cost(**self._scales)
-        return {name: codes[name] + scales[name] for name in codes}
+        parts = [
+            column_cost(depth=part["depth"], rows=len(part["offsets"][0]), widths=part["widths"])
+            for part in (self._codes, self._scales)
+        ]
+        return {name: sum(part[name] for part in parts) for name in parts[0]}
 
     def elaborate(self, platform):
         m = Module()
@@ -233,11 +235,9 @@ class ValueCache(wiring.Component):
         part = Signal(parts, init=1)
         beat = self.i.payload
         write = codes.i_write.payload
-        lanes = Cat(beat.elements[index] for index in range(self._lanes))
         rows = Cat(bit.replicate(self._lanes) for bit in part)
         m.d.comb += [
-            # Every column is offered the same dimensions; the enables choose the position.
-            write.cells.eq(lanes.replicate(parts * size)),
+            write.beat.eq(beat.elements.as_value()),
             write.address.eq(address),
             codes.i_read.payload.eq(address),
         ]
@@ -252,9 +252,9 @@ class ValueCache(wiring.Component):
         with m.If(busy & writing):
             m.d.comb += [
                 last.eq(part[-1] & (group_left == 0)),
-                end.eq(self.i.valid & last),
-                self.i.ready.eq(~last | room),
-                codes.i_write.valid.eq(self.i.valid),
+                end.eq(self.i.valid & last & ~codes.pending),
+                self.i.ready.eq((~last | room) & ~codes.pending),
+                codes.i_write.valid.eq(self.i.valid & ~codes.pending),
             ]
             with m.If(self.i.valid & self.i.ready):
                 m.d.comb += finish.eq(last)
@@ -330,7 +330,7 @@ class ValueCache(wiring.Component):
             jobs.w_data.eq(place),
             scales.i_write.valid.eq(end & room),
             scales.i_write.payload.address.eq(place.start + place.left),
-            scales.i_write.payload.cells.eq(self.i.payload.scale.replicate(self._lanes)),
+            scales.i_write.payload.beat.eq(self.i.payload.scale),
             scales.i_write.payload.enables[0].eq(row),
         ]
 

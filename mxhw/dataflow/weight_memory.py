@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from amaranth import Module, Signal, unsigned
+from amaranth import Cat, Module, Signal, Value, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
@@ -10,9 +10,11 @@ from amaranth.utils import bits_for
 from mxhw.arith.decode import decode
 from mxhw.arith.shapes import BlockWord
 from mxhw.dataflow.copies import register_copies
-from mxhw.formats import BlockFormat
+from mxhw.formats import SCALE_BITS, BlockFormat
 
-__all__ = ["ReadCommand", "WeightMemory", "WordDecoder"]
+__all__ = ["ReadCommand", "WeightMemory", "WordDecoder", "memory_parts"]
+
+_LANES_A_PART = 8
 
 
 class ReadCommand(data.StructLayout):
@@ -23,6 +25,25 @@ class ReadCommand(data.StructLayout):
         super().__init__(
             {"base": unsigned(bits_for(max(depth - 1, 1))), "count": unsigned(bits_for(depth))}
         )
+
+
+def memory_parts(format: BlockFormat, rows: int) -> list[list[tuple[int, int]]]:
+    """Begin and width of the fields of a word that lie in one memory.
+
+    A memory has eight lanes of all rows, since the lanes of an engine lie side by side; the last
+    one has the scales too.
+    """
+    element, size, block = format.element.bits, format.block_size, format.block_bits
+    parts = [
+        [
+            (row * block + lane * element, element)
+            for lane in range(start, min(start + _LANES_A_PART, size))
+            for row in range(rows)
+        ]
+        for start in range(0, size, _LANES_A_PART)
+    ]
+    parts[-1] += [(row * block + size * element, SCALE_BITS) for row in range(rows)]
+    return parts
 
 
 class WeightMemory(wiring.Component):
@@ -101,24 +122,26 @@ class WeightMemory(wiring.Component):
             self.i_command.ready.eq(~reading),
             load.eq(self.i_command.valid & self.i_command.ready),
         ]
-        # One address and one enable for all rows would go to a hundred block RAMs all over the
-        # device.
-        addresses = register_copies(bits_for(max(self.depth - 1, 1)), self._rows, "address")
-        valids = register_copies(1, self._rows, "valid")
-        for row, (address, valid) in enumerate(zip(addresses, valids, strict=True)):
-            advance = Signal(name=f"advance_{row}")
-            port = self._row_port(m, row)
+        # One address and one enable for all block RAMs would go all over the device.
+        parts = memory_parts(self._format, self._rows)
+        addresses = register_copies(bits_for(max(self.depth - 1, 1)), len(parts), "address")
+        valids = register_copies(1, len(parts), "valid")
+        word = Value.cast(self.o.payload)
+        for index, part in enumerate(parts):
+            address, valid = addresses[index], valids[index]
+            advance = Signal(name=f"advance_{index}")
+            port = self._read_port(m, f"part_{index}", part)
             m.d.comb += [
                 advance.eq(~valid | self.o.ready),
                 port.addr.eq(address),
                 port.en.eq(advance),
-                self.o.payload[row].eq(port.data),
+                Cat(word[start : start + width] for start, width in part).eq(port.data),
             ]
             with m.If(advance):
                 m.d.sync += valid.eq(reading)
                 with m.If(reading):
                     m.d.sync += address.eq(address + 1)
-                    if row == 0:
+                    if index == 0:
                         m.d.sync += left.eq(left - 1)
             with m.If(load):
                 m.d.sync += address.eq(self.i_command.payload.base)
@@ -127,17 +150,26 @@ class WeightMemory(wiring.Component):
             m.d.sync += left.eq(self.i_command.payload.count)
         return m
 
-    def _row_port(self, m: Module, row: int) -> memory.ReadPort:
-        """Read port of the memory of a row's blocks."""
-        bits = self._format.block_bits
-        mask = (1 << bits) - 1
-        m.submodules[f"row_{row}"] = store = memory.Memory(
-            shape=unsigned(bits),
+    def _read_port(
+        self, m: Module, name: str, fields: Sequence[tuple[int, int]]
+    ) -> memory.ReadPort:
+        """Read port of a memory of some fields of each word."""
+        m.submodules[name] = store = memory.Memory(
+            shape=unsigned(sum(width for _start, width in fields)),
             depth=self.depth,
-            init=[word >> (row * bits) & mask for word in self._words],
+            init=[_gather(word, fields) for word in self._words],
             attrs={"ram_style": "block"},
         )
         return store.read_port(domain="sync")
+
+
+def _gather(word: int, fields: Sequence[tuple[int, int]]) -> int:
+    """Fields of a word, one after the other."""
+    result = place = 0
+    for start, width in fields:
+        result |= (word >> start & (1 << width) - 1) << place
+        place += width
+    return result
 
 
 class WordDecoder(wiring.Component):

@@ -140,7 +140,7 @@ def test_timing():
     timing = measure_latency_and_interval(
         cache, {"i_command": [command] * 4}, "o", 4 * cache.read_cycles(63), groups=4
     )
-    assert timing.latency == cache.latency == 2
+    assert timing.latency == cache.latency == 3
     assert timing.interval == cache.read_cycles(63) * cache.interval == 16
 
 
@@ -161,8 +161,8 @@ def test_cost():
 
 
 def test_column_memory():
-    store = ColumnMemory(depth=3, rows=1, widths=[4, 8])
-    assert (store.depth, store.latency, store.interval) == (3, 1, 1)
+    store = ColumnMemory(depth=3, widths=[4, 8], offsets=[[0], [4]])
+    assert (store.depth, store.latency, store.interval) == (3, 2, 1)
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_timing():
     timing = measure_latency_and_interval(
         cache, {"i_command": [command] * 4}, "o", 4 * cache.read_cycles(63), groups=4
     )
-    assert timing.latency == cache.latency == 2
+    assert timing.latency == cache.latency == 3
     assert timing.interval == cache.read_cycles(63) * cache.interval == 16
 
 
@@ -162,8 +162,9 @@ def test_scale_timing():
         4 * cache.scale_cycles(63),
         groups=4,
     )
-    assert timing.latency == cache.scale_latency == 3
-    assert timing.interval == cache.scale_cycles(63) == 32
+    assert timing.latency == cache.scale_latency == 4
+    # No scales are read in the cycle of a write.
+    assert cache.scale_cycles(63) == 32 <= timing.interval <= 33
 
 
 def test_cost():
