@@ -52,6 +52,15 @@ stood when the same command is given again."""
     "too if it is MXINT of at most 8 bits; else they are mxint8.",
 )
 @click.option(
+    "--table-budget",
+    metavar="X",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="Largest error of a node's function tables, in half steps of the activation format; it "
+    "decides how many entries they get.",
+)
+@click.option(
     "--clock",
     metavar="MHZ",
     type=float,
@@ -135,6 +144,7 @@ def _run(
     model: str | None,
     board: str | None,
     format_: str,
+    table_budget: float,
     clock: float,
     tokens: int,
     prompt: str,
@@ -171,6 +181,8 @@ def _run(
     weights, activations = parse_formats(format_)
     if stop_after is not None:
         find_step(stop_after)
+    if not 0 < table_budget < float("inf"):
+        raise UserError(f"Table budget must be above 0, not {table_budget:g}")
     if tokens < 1:
         raise UserError(f"Number of tokens must be at least 1, not {tokens}")
     if board is not None:
@@ -181,6 +193,7 @@ def _run(
         bitstream=board is not None and target.toolchain == Toolchain.TRELLIS,
         weight_format=weights.name,
         activation_format=activations.name,
+        table_budget=table_budget,
         clock_mhz=clock,
         tokens=tokens,
         prompt=prompt,

@@ -131,7 +131,7 @@ class ElementFormat:
     @property
     def has_nan(self) -> bool:
         """Whether some codes mean NaN (E4M3, E5M2)."""
-        return bool(np.isnan(self.value_table()).any())
+        return not self.is_integer and bool(np.isnan(self.value_table()).any())
 
     def code_of(self, value: float) -> int:
         """Code of a special value: NaN (the positive one), or an infinity.

@@ -2,8 +2,9 @@
 
 Every node of a lowered graph calls one of these functions. Called, an operator computes its golden
 reading: exact integers on MX blocks, batched over the leading axis (one row a token). Formats are
-given by name, so that a printed graph reads well and runs. Its other readings are found by its
-name: ``info(target)`` tells what kind of unit serves it.
+given by name, so that a printed graph reads well and runs. The arguments ``exp2_bits``,
+``reciprocal_bits`` and ``rsqrt_bits`` are the logarithms of tables' entries. Its other readings are
+found by its name: ``info(target)`` tells what kind of unit serves it.
 """
 
 import dataclasses
@@ -118,10 +119,16 @@ def argmax(fixed: torch.Tensor) -> torch.Tensor:
 
 @_operator("rms_norm")
 def rms_norm(
-    x: MXTensor, weight: MXTensor | None, *, epsilon: float, dim: int, format: str
+    x: MXTensor,
+    weight: MXTensor | None,
+    *,
+    epsilon: float,
+    dim: int,
+    format: str,
+    rsqrt_bits: int = 5,
 ) -> MXTensor:
     """Root-mean-square norm with weights."""
-    return _norm.rms_norm(x, weight, epsilon, dim, parse_format(format))
+    return _norm.rms_norm(x, weight, epsilon, dim, parse_format(format), rsqrt_bits)
 
 
 @_operator("rope")
@@ -178,6 +185,7 @@ def softmax(
     *,
     kv_heads: int,
     format: str,
+    exp2_bits: int = 5,
 ) -> Probabilities:
     """Softmax numerators over the positions up to the token's own, value scales folded in."""
     heads = fixed.shape[-2]
@@ -188,7 +196,9 @@ def softmax(
     scales = scales.repeat_interleave(heads // kv_heads, 0).flatten(0, 1)
     fixed = fixed.repeat_interleave(blocks, -2)
     visible = visible.unsqueeze(-2).expand_as(fixed)
-    return _attention.softmax(fixed, visible, scales.expand_as(fixed), parse_format(format))
+    return _attention.softmax(
+        fixed, visible, scales.expand_as(fixed), parse_format(format), exp2_bits
+    )
 
 
 @_operator("engine")
@@ -199,6 +209,7 @@ def attention_values(
     kv_heads: int,
     format: str,
     wide: str,
+    reciprocal_bits: int = 5,
 ) -> MXTensor:
     """Probability-weighted sum of the cached values, normalised."""
     narrow = parse_format(format)
@@ -211,21 +222,23 @@ def attention_values(
         rows = Probabilities(probabilities.numerators[:, part], probabilities.total[:, part])
         source = head * kv_heads // heads * blocks + block
         cached = values.elements[..., source * size : (source + 1) * size]
-        parts.append(_attention.values(rows, cached, narrow, parse_format(wide)))
+        parts.append(_attention.values(rows, cached, narrow, parse_format(wide), reciprocal_bits))
     elements = torch.cat([part.elements for part in parts], -1)
     return MXTensor(elements, torch.cat([part.scales for part in parts], -1), narrow)
 
 
 @_operator("swiglu")
-def swiglu(gate: MXTensor, up: MXTensor, *, format: str) -> MXTensor:
+def swiglu(
+    gate: MXTensor, up: MXTensor, *, format: str, exp2_bits: int = 5, reciprocal_bits: int = 5
+) -> MXTensor:
     """``silu(gate) * up``."""
-    return _pointwise.swiglu(gate, up, parse_format(format))
+    return _pointwise.swiglu(gate, up, parse_format(format), exp2_bits, reciprocal_bits)
 
 
 @_operator("silu")
-def silu(x: MXTensor, *, format: str) -> MXTensor:
+def silu(x: MXTensor, *, format: str, exp2_bits: int = 5, reciprocal_bits: int = 5) -> MXTensor:
     """``x * sigmoid(x)``."""
-    return _pointwise.silu(x, parse_format(format))
+    return _pointwise.silu(x, parse_format(format), exp2_bits, reciprocal_bits)
 
 
 @_operator("residual")

@@ -5,6 +5,7 @@
 (some minutes more; ``--no-area`` leaves that out).
 """
 
+import functools
 import json
 import re
 import statistics
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from amaranth.back import rtlil
 from amaranth.hdl import Elaboratable, Shape
 from amaranth.lib.wiring import Component
@@ -27,6 +29,10 @@ from rich.table import Table
 from mxhw.arith.dot import queue_depth
 from mxhw.arith.pipeline import StreamFifo
 from mxhw.lut import LoadableFloatPwlUnit, LoadablePwlUnit, fit
+from mxhw.lut.choice import TABLES, largest_table_error, table_luts
+from mxhw.lut.pwl import DSP, LUT, UniformPwl
+from mxhw.sw.golden.layer_norm import layer_norm_factor
+from mxhw.sw.golden.reduced import online_softmax, rotation, sigmoid_fixed, silu_fixed
 
 NAMES = ("gelu", "hswish", "exp", "div", "rsqrt")
 
@@ -44,6 +50,20 @@ PUBLISHED = {
 
 # Published area of the units with 8 entries in 28 nm, in square micrometres.
 PUBLISHED_AREA = {"INT8": 961, "INT32": 5243, "FP32": 5135}
+
+# Largest relative errors of the same range reductions in a model of their own, with exponents and
+# mantissas cut to 12 bits and local slopes of 8 and bases of 12 bits; of a sine the absolute error.
+EXPECTED = {
+    "exp2": (7.1e-4, 3.3e-4, 2.1e-4),
+    "reciprocal": (2.0e-3, 6.5e-4, 4.3e-4),
+    "rsqrt": (2.6e-3, 9.4e-4, 4.1e-4),
+    "sigmoid": (2.6e-3, 8.9e-4, 5.9e-4),
+    "SiLU": (2.6e-3, 8.9e-4, 5.9e-4),
+    "softmax": (2.9e-3, 9.6e-4, 5.8e-4),
+    "layer norm": (2.6e-3, 9.4e-4, 4.1e-4),
+    "sine": (2.5e-3, 7.1e-4, 2.3e-4),
+}
+_INDEX_BITS = (3, 4, 5)
 
 # Cells that nextpnr makes of a Yosys cell.
 _COMB = {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6}
@@ -217,6 +237,108 @@ def area_table(rows: dict[str, dict[str, int]]) -> Table:
     return table
 
 
+def _sigmoid_error(index_bits: int, *, silu: bool) -> float:
+    """Over all 16-bit codes with 8 fraction bits but 0."""
+    codes = torch.arange(-(1 << 15), 1 << 15)
+    codes = codes[codes != 0]
+    x = codes.double() / 256
+    exact = torch.where(x >= 0, 1 / (1 + torch.exp(-x)), torch.exp(x) / (1 + torch.exp(x)))
+    value = (silu_fixed if silu else sigmoid_fixed)(codes, 8, index_bits).to_float()
+    return float((value / (x * exact if silu else exact) - 1).abs().max())
+
+
+def _softmax_error(index_bits: int) -> float:
+    """Of probabilities above 1e-4 of the largest, in random rows of 1 to 16,384."""
+    worst = 0.0
+    for length in (1, 2, 100, 2048, 1 << 14):
+        generator = torch.Generator().manual_seed(length)
+        scores = torch.randn(8, length, generator=generator) * 2.5 * 1.4427 * 4096
+        online = online_softmax(scores.round().long(), index_bits)
+        exact = torch.softmax(scores.round().double() / 4096 * 0.6931471805599453, -1)
+        places = online.maximum[..., -1:] - online.maximum + online.down
+        mantissa = torch.ldexp(online.mantissa.double(), -15 - places)
+        total = torch.ldexp(online.total[..., -1:].double(), torch.tensor(-31))
+        large = exact > 1e-4 * exact.amax(-1, keepdim=True)
+        worst = max(worst, float((mantissa / total / exact - 1)[large].abs().max()))
+    return worst
+
+
+def _norm_error(index_bits: int) -> float:
+    """Of the factor of a layer norm, random vectors."""
+    codes = (
+        (torch.randn(4000, 64, generator=torch.Generator().manual_seed(1)) * 3000).round().long()
+    )
+    sums = codes.sum(-1), (codes**2).sum(-1), torch.full((4000,), -12)
+    factor = layer_norm_factor(
+        *sums, code_bits=16, dim=64, epsilon=1e-5, index_bits=index_bits
+    ).to_float()
+    variance = (codes.double() / 4096).var(-1, correction=0)
+    return float((factor * (variance + 1e-5).sqrt() - 1).abs().max())
+
+
+def _sine_error(index_bits: int) -> float:
+    phase = torch.arange(1 << 16) << 16
+    _, sine = rotation(phase, index_bits)
+    exact = torch.sin(phase.double() / 2**31 * torch.pi)
+    return float((sine.double() / 2**15 - exact).abs().max())
+
+
+def reduced_errors() -> dict[str, list[float]]:
+    """Largest error of every range-reduced function with 8, 16 and 32 entries."""
+    measures: dict[str, Callable[[int], float]] = {
+        **{name: functools.partial(largest_table_error, name) for name in TABLES},
+        "sigmoid": functools.partial(_sigmoid_error, silu=False),
+        "SiLU": functools.partial(_sigmoid_error, silu=True),
+        "softmax": _softmax_error,
+        "layer norm": _norm_error,
+        "sine": _sine_error,
+    }
+    return {name: [measure(bits) for bits in _INDEX_BITS] for name, measure in measures.items()}
+
+
+def reduced_table(rows: dict[str, list[float]]) -> Table:
+    """Measured errors, and what was expected of them."""
+    table = Table(title="Largest relative error (sine: absolute) of range-reduced functions")
+    table.add_column("function")
+    for bits in _INDEX_BITS:
+        table.add_column(f"{1 << bits} entries", justify="right")
+        table.add_column("expected", justify="right", style="dim")
+    for name, errors in rows.items():
+        pairs = zip(errors, EXPECTED[name], strict=True)
+        table.add_row(name, *(f"{value:.1e}" for pair in pairs for value in pair))
+    return table
+
+
+def table_areas(console: Console) -> dict[str, list[int]]:
+    """Lookup tables of an ECP5 that a uniform table takes with its product, without the queue."""
+    result: dict[str, list[int]] = {}
+    for name in track(TABLES, "Synthesising tables", console=console):
+        result[name] = []
+        for bits in _INDEX_BITS:
+            cells = []
+            for whole in (True, False):
+                strategy = LUT if name == "exp2" else DSP
+                unit = UniformPwl(table=TABLES[name](bits), multiplier=strategy)
+                with tempfile.TemporaryDirectory() as scratch:
+                    part = unit if whole else _queue(unit)
+                    cells.append(ecp5_cells(part, Path(scratch), dsp=True)["comb"])
+            result[name].append(cells[0] - cells[1])
+    return result
+
+
+def table_area_table(rows: dict[str, list[int]]) -> Table:
+    """Measured lookup tables, and what the compiler reckons with."""
+    table = Table(title="ECP5 LUTs of a uniform table; the product of exp2 is in LUTs")
+    table.add_column("function")
+    for bits in _INDEX_BITS:
+        table.add_column(f"{1 << bits} entries", justify="right")
+        table.add_column("in estimates", justify="right", style="dim")
+    for name, luts in rows.items():
+        pairs = zip(luts, (table_luts(name, bits) for bits in _INDEX_BITS), strict=True)
+        table.add_row(name, *(str(value) for pair in pairs for value in pair))
+    return table
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures here.")
 @click.option("--seeds", default=10, show_default=True, help="Seeds of the genetic method.")
@@ -228,12 +350,17 @@ def main(json_file: Path | None, seeds: int, with_area: bool) -> None:
     fit("gelu")  # Compiles the kernels, which no time of a fit should hold.
     rows = {key: fits(*key, seeds) for key in track(keys, "Fitting", console=progress)}
     console.print(error_table(rows))
+    reduced = reduced_errors()
+    console.print(reduced_table(reduced))
     content: dict[str, Any] = {
-        "mean_squared_error": {f"{name} {entries}": row for (name, entries), row in rows.items()}
+        "mean_squared_error": {f"{name} {entries}": row for (name, entries), row in rows.items()},
+        "range_reduced_error": reduced,
     }
     if with_area:
         content["area"] = areas(progress)
         console.print(area_table(content["area"]))
+        content["table_luts"] = table_areas(progress)
+        console.print(table_area_table(content["table_luts"]))
     if json_file is not None:
         json_file.write_text(json.dumps(content, indent=2) + "\n")
 

@@ -11,6 +11,7 @@ from torch import fx
 
 from mxhw import ops
 from mxhw.compiler.frontend import Node
+from mxhw.dataflow.decoder import TableBits
 from mxhw.dataflow.program import Destination, Operand, Position, Shape, Step, Weights
 from mxhw.errors import UserError
 from mxhw.formats import SCALE_MAX, BlockFormat, parse_format
@@ -56,6 +57,8 @@ class FoldedBinding:
     rope_theta, norm_epsilon : float
     norm_weights : list of MXTensor
     softmax_lanes, gated_lanes : int
+    tables : TableBits
+        Entries of the units' function tables.
     rotary : int or None
         Head size of the model where heads share or do not fill their blocks.
     macs : int
@@ -82,6 +85,7 @@ class FoldedBinding:
     macs: int
     softmax_lanes: int = 2
     gated_lanes: int = 1
+    tables: TableBits = TableBits()
     rotary: int | None = None
 
     @property
@@ -100,6 +104,15 @@ class FoldedBinding:
             f"folded: 1 layer built and used {shape.layers} times, {shape.rows} rows x "
             f"{shape.block_size} lanes, {len(self.program)} steps, {len(self.words)} weight words"
         )
+
+
+_TABLES = {
+    ops.rms_norm: {"norm_rsqrt": "rsqrt_bits"},
+    ops.softmax: {"softmax_exp2": "exp2_bits"},
+    ops.attention_values: {"attention_reciprocal": "reciprocal_bits"},
+    ops.swiglu: {"gated_exp2": "exp2_bits", "gated_reciprocal": "reciprocal_bits"},
+}
+"""Where the entries of each unit's tables come from."""
 
 
 def _users(node: Node, target: object) -> list[Node]:
@@ -124,6 +137,7 @@ class _Binder:
         self._hidden = 0
         self._heads: set[tuple[int, int]] = set()
         self._projecting = False
+        self._tables: dict[str, int] = {}
 
     def _constant(self, node: Node) -> MXTensor:
         return getattr(self._graph, str(node.target))
@@ -175,6 +189,10 @@ class _Binder:
 
     def visit(self, node: Node) -> None:
         """Emit the steps of one node."""
+        for field, argument in _TABLES.get(node.target, {}).items():
+            wanted = node.kwargs[argument]
+            if self._tables.setdefault(field, wanted) != wanted:
+                raise self._refuse(node, "function tables of one unit must have one size")
         if node.target is ops.embedding:
             table = self._constant(node.args[0])
             region = self._place(str(node.args[0].target), node.name, table)
@@ -374,6 +392,7 @@ class _Binder:
             norm_epsilon=next(iter(self._epsilons)),
             norm_weights=self._norms,
             macs=self._macs,
+            tables=TableBits(**self._tables),
             rotary=rotary,
         )
 

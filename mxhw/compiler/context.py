@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 
 # Modules that load PyTorch are imported where they are used: lists and help need none of them.
 
-__all__ = ["REPORT_CONTEXT", "Context", "Settings", "parse_formats", "unknown_name"]
+__all__ = ["REPORT_CONTEXT", "TABLE_BUDGET", "Context", "Settings", "parse_formats", "unknown_name"]
 
 REPORT_CONTEXT = 64
 """Positions that a token sees in the figures of speed."""
+
+TABLE_BUDGET = 0.1
+"""Largest error of a node's function tables, in half steps of the activation format."""
 
 _LARGEST_ENGINE_BITS = 18
 
@@ -113,6 +116,9 @@ class Settings:
     bitstream : bool
         Whether that board's build ends in a bitstream, and not in a project for other tools.
     weight_format, activation_format : str
+    table_budget : float
+        Largest relative error that the function tables of a node may have, in half steps of the
+        activation format.
     clock_mhz : float
         Clock that the design is built for.
     tokens : int
@@ -132,6 +138,7 @@ class Settings:
     bitstream: bool = False
     weight_format: str = "mxint8"
     activation_format: str = "mxint8"
+    table_budget: float = TABLE_BUDGET
     clock_mhz: float = 65.0
     tokens: int = 256
     prompt: str = "Once upon a time"
@@ -215,7 +222,9 @@ class Context:
         from mxhw.compiler.passes import LoweringOptions
 
         return LoweringOptions(
-            parse_format(self.settings.weight_format), parse_format(self.settings.activation_format)
+            parse_format(self.settings.weight_format),
+            parse_format(self.settings.activation_format),
+            table_budget=self.settings.table_budget,
         )
 
     @functools.cached_property

@@ -25,6 +25,7 @@ def decoder_parameters(binding: FoldedBinding) -> DecoderParameters:
         norm_weights=binding.norm_weights,
         softmax_lanes=binding.softmax_lanes,
         gated_lanes=binding.gated_lanes,
+        tables=binding.tables,
         rotary=binding.rotary,
     )
 

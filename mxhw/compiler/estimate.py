@@ -19,6 +19,7 @@ from mxhw.dataflow.key_cache import block_rams, column_cost
 from mxhw.dataflow.weight_memory import memory_parts
 from mxhw.errors import UserError
 from mxhw.formats import SCALE_BITS
+from mxhw.lut.choice import table_luts
 
 __all__ = ["ROW_CHOICES", "Estimate", "UnitCost", "estimate", "fit"]
 
@@ -134,8 +135,13 @@ def _caches(b: FoldedBinding) -> dict[str, UnitCost]:
     }
 
 
+def _saved(function: str, index_bits: int) -> int:
+    """Lookup tables that a function's table takes more than one of 32 entries; mostly negative."""
+    return table_luts(function, index_bits) - table_luts(function, 5)
+
+
 def _pointwise(b: FoldedBinding) -> dict[str, UnitCost]:
-    shape = b.shape
+    shape, tables = b.shape, b.tables
     lanes = shape.lanes
     word = shape.rows * b.engine_format.block_bits
     dim_is_power = b.dim & (b.dim - 1) == 0
@@ -146,16 +152,33 @@ def _pointwise(b: FoldedBinding) -> dict[str, UnitCost]:
         "embedding": UnitCost(635 + word, *_lanes_part(0, 513, lanes)[1:]),
         "residual": UnitCost(*_lanes_part(2267, 783, lanes)),
         "norm": UnitCost(
-            *_lanes_part(2893, 1376, lanes),
+            _lanes_part(2893, 0, lanes)[0] + _saved("rsqrt", tables.norm_rsqrt),
+            _lanes_part(0, 1376, lanes)[1],
             2 * lanes + (1 if dim_is_power else 2),
             block_rams(lanes * b.wide_format.element.bits, norm_words) // 2 + 1,
         ),
         "rope": UnitCost(*_lanes_part(1046, 513, lanes), 4, block_rams(32, rope_words)),
         "softmax": UnitCost(
-            2281 * softmax_scale, 1298 * softmax_scale, 0, block_rams(24 * lanes, shape.context)
+            2281 * softmax_scale + b.softmax_lanes * _saved("exp2", tables.softmax_exp2),
+            1298 * softmax_scale,
+            0,
+            block_rams(24 * lanes, shape.context),
         ),
-        "attention": UnitCost(*_lanes_part(1363, 555, lanes), 3),
-        "gated": UnitCost(2096 * b.gated_lanes, 1290 * b.gated_lanes, 4 * b.gated_lanes),
+        "attention": UnitCost(
+            _lanes_part(1363, 0, lanes)[0] + _saved("reciprocal", tables.attention_reciprocal),
+            _lanes_part(0, 555, lanes)[1],
+            3,
+        ),
+        "gated": UnitCost(
+            b.gated_lanes
+            * (
+                2096
+                + _saved("exp2", tables.gated_exp2)
+                + _saved("reciprocal", tables.gated_reciprocal)
+            ),
+            1290 * b.gated_lanes,
+            4 * b.gated_lanes,
+        ),
         "quantizer": UnitCost(*_lanes_part(1715, 521, lanes, 0.1)),
         "to_fixed": UnitCost(258 * lanes, 120 * lanes),
         "argmax": UnitCost(*_lanes_part(250, 119, lanes)),

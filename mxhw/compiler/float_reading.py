@@ -1,12 +1,15 @@
 """The lowered graph in float64 with the weights as trained, and how far golden is from it.
 
 The graph is the same, node for node, so that every node of the golden reading has a float value to
-be compared with. Two errors are measured for a node:
+be compared with. Three errors are measured for a
+node:
 
 * *error*: golden's value against the float value of the whole graph; it holds what all nodes before
   it added, and what the node added itself;
 * *added error*: golden's value against the float operator on golden's own operands; what the
-  node alone adds.
+  node alone adds;
+* *function error*: the part of it that is there before the result is rounded to its format: what a
+  nonlinear node's tables and cut codes add.
 """
 
 import dataclasses
@@ -21,15 +24,17 @@ from mxhw import ops
 from mxhw.compiler.frontend import Node
 from mxhw.compiler.lower import reset_caches
 from mxhw.compiler.trace import GoldenTrace
-from mxhw.formats import SCALE_BIAS
-from mxhw.sw.golden.attention import Probabilities
+from mxhw.formats import SCALE_BIAS, BlockFormat, parse_format
+from mxhw.sw.golden.attention import Probabilities, reciprocal
 from mxhw.sw.golden.cache import KeyStore, ValueStore
 from mxhw.sw.golden.linear import FIXED_FRACTION_BITS
 from mxhw.sw.golden.tensor import MXTensor
 
-__all__ = ["FLOAT_OPERATORS", "FloatReading", "NodeError", "measure_node_errors"]
+__all__ = ["FLOAT_OPERATORS", "NONLINEAR", "FloatReading", "NodeError", "measure_node_errors"]
 
 _TOTAL_FRACTION_BITS = 31
+_FINE_BITS = 24
+"""Elements whose rounding is nothing beside a function's error."""
 
 
 class _Rows:
@@ -126,6 +131,17 @@ FLOAT_OPERATORS: dict[Any, Callable[..., Tensor]] = {
 """What an operator computes without any rounding, one token at a time."""
 
 
+NONLINEAR = (
+    ops.rms_norm,
+    ops.rope,
+    ops.softmax,
+    ops.attention_values,
+    ops.swiglu,
+    ops.silu,
+)
+"""Operators that look up a function."""
+
+
 class FloatReading(fx.Interpreter):
     """Run a lowered decode step in float64 with the weights as they were before quantisation.
 
@@ -186,11 +202,14 @@ class NodeError:
         The same against the float operator on golden's operands; None for what only stores.
     largest : float
         Largest difference of an element, over the largest magnitude of float.
+    function : float or None
+        The part of ``added`` that a nonlinear node's function makes; None for other nodes.
     """
 
     error: float
     added: float | None
     largest: float
+    function: float | None = None
 
 
 class _Sum:
@@ -254,6 +273,27 @@ def _alone(node: Node, golden: dict[Node, Any], exact: FloatReading) -> Tensor:
     return FLOAT_OPERATORS[node.target](*args, **node.kwargs)
 
 
+def _unrounded(node: Node, golden: dict[Node, Any]) -> tuple[Tensor, Tensor]:
+    """A nonlinear node's golden result before it is rounded, and the float operator's."""
+
+    def run(operator: Any, convert: Callable[[Node, Any], Any], **kwargs: Any) -> Any:
+        args = fx.node.map_arg(node.args, lambda argument: convert(argument, golden[argument]))
+        return operator(*args, **{**node.kwargs, **kwargs})
+
+    if node.target is ops.attention_values:
+        # Its function is the reciprocal alone, a factor of each head.
+        total = golden[node.args[0]].total
+        factor = reciprocal(total, node.kwargs["reciprocal_bits"]).to_float()
+        exact = torch.ldexp(total.double(), torch.tensor(-_TOTAL_FRACTION_BITS))
+        value = golden[node].dequantize().double().unflatten(-1, (total.shape[-1], -1))
+        return value * (factor * exact).unsqueeze(-1), value
+    size = parse_format(node.kwargs["format"]).block_size
+    fine = BlockFormat.mxint(_FINE_BITS, size).name
+    value = run(node.target, lambda _, value: value, format=fine)
+    exact = run(FLOAT_OPERATORS[node.target], lambda n, value: _as_float(n, value, golden))
+    return _as_float(node, value, golden), exact
+
+
 @torch.no_grad()
 def measure_node_errors(
     lowered: fx.GraphModule,
@@ -280,7 +320,7 @@ def measure_node_errors(
     """
     golden, exact = GoldenTrace(lowered), FloatReading(lowered)
     nodes = [node for node in lowered.graph.nodes if node.op == "call_function"]
-    sums = {node: (_Sum(), _Sum()) for node in nodes}
+    sums = {node: (_Sum(), _Sum(), _Sum()) for node in nodes}
     wrong = {node: 0 for node in nodes if node.target is ops.argmax}
     reset_caches(lowered)
     for position, token in enumerate(tokens):
@@ -295,16 +335,19 @@ def measure_node_errors(
             sums[node][0].add(value, exact.values[node])
             if node.target not in _STORES:
                 sums[node][1].add(value, _alone(node, golden.values, exact))
+            if node.target in NONLINEAR:
+                sums[node][2].add(*_unrounded(node, golden.values))
         if on_progress is not None:
             on_progress(position + 1, len(tokens))
     reset_caches(lowered)
     result = {}
     for node in nodes:
-        whole, own = sums[node]
+        whole, own, unrounded = sums[node]
         if node in wrong:
             share = wrong[node] / len(tokens)
             result[node.name] = NodeError(share, None, share)
         else:
             added = None if node.target in _STORES else own.ratio
-            result[node.name] = NodeError(whole.ratio, added, whole.largest_ratio)
+            function = unrounded.ratio if node.target in NONLINEAR else None
+            result[node.name] = NodeError(whole.ratio, added, whole.largest_ratio, function)
     return result

@@ -60,7 +60,7 @@ class Step:
 
 
 _MODEL = ("model", "fingerprint", "context", "tokenizer")
-_DESIGN = (*_MODEL, "target", "weight_format", "activation_format")
+_DESIGN = (*_MODEL, "target", "weight_format", "activation_format", "table_budget")
 _BOARD = (*_DESIGN, "clock_mhz")
 _TOOL_SOURCES = (
     "boards",

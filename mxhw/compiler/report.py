@@ -15,7 +15,15 @@ from rich.text import Text
 
 from mxhw import __version__
 
-__all__ = ["FIELDS", "REPORT_FILE", "make_report", "peak_memory_mb", "render_summary", "to_json"]
+__all__ = [
+    "FIELDS",
+    "REPORT_FILE",
+    "make_report",
+    "nonlinear_shares",
+    "peak_memory_mb",
+    "render_summary",
+    "to_json",
+]
 
 REPORT_FILE = "report.json"
 
@@ -31,6 +39,7 @@ FIELDS = (
     "bits_per_byte",
     "perplexity_ratio",
     "resources",
+    "nonlinear",
     "fmax_mhz",
     "clock_mhz",
     "cycles_per_token",
@@ -62,6 +71,52 @@ def peak_memory_mb() -> float:
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
     users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return round(max(resource.getrusage(user).ru_maxrss for user in users) / unit, 1)
+
+
+def nonlinear_shares(
+    nodes: Sequence[Mapping[str, Any]],
+    errors: Mapping[str, Mapping[str, float | None]],
+    units: Mapping[str, Mapping[str, int]],
+) -> list[dict[str, Any]]:
+    """Nonlinear nodes with what was measured: their shares of error and of area.
+
+    Parameters
+    ----------
+    nodes : sequence of mapping
+        Of :func:`mxhw.compiler.nonlinear.nonlinear_nodes`.
+    errors : mapping of str to mapping
+        For every node of the graph ``added`` and ``function``, as in
+        :class:`~mxhw.compiler.float_reading.NodeError`; empty if they were not measured.
+    units : mapping of str to mapping
+        Resources of all units, as synthesised or else as estimated.
+
+    Returns
+    -------
+    list of dict
+        The same with ``error``: root mean square, relative, of the function over a text;
+        ``error_share``: power of that error over the power of all that the node adds;
+        ``error_share_of_all``: the same over what all nodes add; ``luts`` of the unit, which all
+        nodes of an operator share, and ``area_share``: of all units'.
+    """
+    power = sum((error["added"] or 0.0) ** 2 for error in errors.values())
+    luts = sum(unit["luts"] for unit in units.values())
+    rows = []
+    for node in nodes:
+        error = errors.get(node["node"])
+        function = error["function"] if error else None
+        added = error["added"] if error else None
+        unit = units.get(node["unit"])
+        rows.append(
+            {
+                **node,
+                "error": function,
+                "error_share": None if not added else function**2 / added**2,
+                "error_share_of_all": None if function is None else function**2 / power,
+                "luts": unit and unit["luts"],
+                "area_share": unit and unit["luts"] / luts,
+            }
+        )
+    return rows
 
 
 def make_report(
@@ -111,6 +166,13 @@ def make_report(
             "measured": routing.get("resources") or synthesis.get("resources"),
             "capacity": plan.get("capacity"),
         },
+        "nonlinear": nonlinear_shares(
+            plan["nonlinear"],
+            golden.get("node_errors", {}),
+            synthesis.get("units") or plan["units"],
+        )
+        if "nonlinear" in plan
+        else None,
         "fmax_mhz": routing.get("fmax_mhz"),
         "clock_mhz": clock,
         "cycles_per_token": cycles,

@@ -111,6 +111,8 @@ def _unit(lowered: fx.GraphModule, node: Node, options: LoweringOptions, rows: i
             lanes_in=rows,
             lanes=1,
             lanes_out=rows,
+            exp2_bits=node.kwargs["exp2_bits"],
+            reciprocal_bits=node.kwargs["reciprocal_bits"],
         )
     raise UserError(
         f"Operator {node.name} ({node.meta.get('source', node.name)}) has no spatial unit; "

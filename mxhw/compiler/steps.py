@@ -32,6 +32,7 @@ def plan(context: Context, out: Path) -> dict[str, Any]:
     """
     from mxhw.boards.catalog import check
     from mxhw.compiler.describe import describe_graph
+    from mxhw.compiler.nonlinear import nonlinear_nodes
 
     settings, board = context.settings, context.board
     context.progress.update("load the model")
@@ -57,6 +58,7 @@ def plan(context: Context, out: Path) -> dict[str, Any]:
         "multipliers": binding.multipliers,
         "resources": dataclasses.asdict(resources),
         "units": context.unit_estimates,
+        "nonlinear": nonlinear_nodes(context.decode, context.options),
         "capacity": dataclasses.asdict(board.capacity),
         "context": REPORT_CONTEXT,
         "cycles_per_token": cycles,
@@ -132,6 +134,10 @@ def golden(context: Context, out: Path) -> dict[str, Any]:
         "perplexity_ratio_error": cost.ratio * cost.standard_error,
         "scored_tokens": scores.tokens,
         "scored_bytes": scores.bytes,
+        "node_errors": {
+            name: {"added": error.added, "function": error.function}
+            for name, error in errors.items()
+        },
     }
 
 

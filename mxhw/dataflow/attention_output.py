@@ -96,6 +96,8 @@ class AttentionOutput(wiring.Component):
         Elements of a beat.
     multipliers : int
         Products a cycle, a divisor of ``lanes``.
+    reciprocal_bits : int
+        3, 4 or 5: logarithm of the table's entries.
 
     Members
     -------
@@ -132,6 +134,7 @@ class AttentionOutput(wiring.Component):
         context: int,
         lanes: int = 4,
         multipliers: int = 2,
+        reciprocal_bits: int = 5,
     ):
         for one in (wide_format, format):
             if not isinstance(one, BlockFormat):
@@ -173,7 +176,7 @@ class AttentionOutput(wiring.Component):
         self._context = context
         self._lanes = lanes
         self._multipliers = multipliers
-        self._reciprocal = Reciprocal(input_bits=total_bits(context))
+        self._reciprocal = Reciprocal(input_bits=total_bits(context), index_bits=reciprocal_bits)
         # The factor is at most 1 in 15 fraction bits, so the product fits without its top bit.
         self._quantizer = Quantizer(
             mantissa_bits=wide_format.element.bits + _FACTOR_BITS - 1,

@@ -33,9 +33,25 @@ from mxhw.dataflow.weight_memory import WeightMemory, WordDecoder
 from mxhw.formats import BlockFormat
 from mxhw.sw.golden.tensor import MXTensor
 
-__all__ = ["DecoderParameters", "FoldedDecoder"]
+__all__ = ["DecoderParameters", "FoldedDecoder", "TableBits"]
 
 _COMMAND_DEPTH = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class TableBits:
+    """Logarithm of the entries of every unit's function tables: 3, 4 or 5.
+
+    Members
+    -------
+    norm_rsqrt, softmax_exp2, attention_reciprocal, gated_exp2, gated_reciprocal : int
+    """
+
+    norm_rsqrt: int = 5
+    softmax_exp2: int = 5
+    attention_reciprocal: int = 5
+    gated_exp2: int = 5
+    gated_reciprocal: int = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +73,7 @@ class DecoderParameters:
         In the order the norms are used in a token.
     softmax_lanes, gated_lanes : int
         Elements a cycle of the softmax and of the gated SiLU.
+    tables : TableBits
     rotary : int or None
         Head size of the model where heads share or do not fill their blocks.
     """
@@ -76,6 +93,7 @@ class DecoderParameters:
     norm_weights: Sequence[MXTensor]
     softmax_lanes: int = 2
     gated_lanes: int = 1
+    tables: TableBits = TableBits()
     rotary: int | None = None
 
 
@@ -201,7 +219,13 @@ class FoldedDecoder(wiring.Component):
             lanes=shape.lanes,
             adds=sum(step.destination is Destination.RESIDUAL for step in p.program),
         )
-        self._norm = RmsNorm(dim=p.dim, epsilon=p.norm_epsilon, weights=p.norm_weights, **beat)
+        self._norm = RmsNorm(
+            dim=p.dim,
+            epsilon=p.norm_epsilon,
+            weights=p.norm_weights,
+            rsqrt_bits=p.tables.norm_rsqrt,
+            **beat,
+        )
         self._rope = Rope(
             context=shape.context,
             head_size=p.head_size,
@@ -218,14 +242,22 @@ class FoldedDecoder(wiring.Component):
             format=p.activation_format,
             lanes_in=shape.lanes,
             lanes=p.softmax_lanes,
+            exp2_bits=p.tables.softmax_exp2,
         )
-        self._attention = AttentionOutput(head_size=p.head_size, context=shape.context, **beat)
+        self._attention = AttentionOutput(
+            head_size=p.head_size,
+            context=shape.context,
+            reciprocal_bits=p.tables.attention_reciprocal,
+            **beat,
+        )
         self._gated = SwiGlu(
             wide_format=p.wide_format,
             format=p.activation_format,
             lanes_in=shape.lanes,
             lanes=p.gated_lanes,
             lanes_out=shape.lanes,
+            exp2_bits=p.tables.gated_exp2,
+            reciprocal_bits=p.tables.gated_reciprocal,
         )
         self._quantizer = Quantizer(
             mantissa_bits=self._engine.mantissa_bits,

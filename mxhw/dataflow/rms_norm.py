@@ -21,6 +21,7 @@ from mxhw.arith.pipeline import (
 from mxhw.arith.quantize import Quantizer
 from mxhw.arith.shapes import EXPONENT_BITS, BlockBeat
 from mxhw.formats import SCALE_BIAS, BlockFormat
+from mxhw.lut.pwl import check_index_bits
 from mxhw.lut.rsqrt import rsqrt_latency, rsqrt_value
 from mxhw.lut.uniform import VALUE_FRACTION_BITS
 from mxhw.sw.golden.norm import NormConstants
@@ -60,6 +61,8 @@ class RmsNorm(wiring.Component):
         Elements of a beat.
     weights : sequence of MXTensor, optional
         Weights ``[dim]`` in the wide format, one for each norm of a token; without them all are 1.
+    rsqrt_bits : int
+        3, 4 or 5: logarithm of the table's entries.
 
     Members
     -------
@@ -93,6 +96,7 @@ class RmsNorm(wiring.Component):
         format: BlockFormat,
         lanes: int = 4,
         weights: Sequence[MXTensor] | None = None,
+        rsqrt_bits: int = 5,
     ):
         for name, value in (("Wide format", wide_format), ("Format", format)):
             if not isinstance(value, BlockFormat):
@@ -126,6 +130,7 @@ class RmsNorm(wiring.Component):
         self._wide_format = wide_format
         self._format = format
         self._lanes = lanes
+        self._rsqrt_bits = check_index_bits(rsqrt_bits, "a norm")
         self._constants = NormConstants.of(dim, epsilon)
         i_shape = BlockBeat(format=wide_format, lanes=lanes)
         weight_bits = _FACTOR_BITS - 1 if weights is None else element.bits
@@ -354,6 +359,7 @@ class RmsNorm(wiring.Component):
             constants.inverse_mantissa,
             constants.inverse_exponent,
             "factor",
+            self._rsqrt_bits,
         )
         m.d.comb += [factor.eq(mantissa), factor_exponent.eq(exponent)]
         wait = rsqrt_latency(constants.inverse_mantissa) - 2

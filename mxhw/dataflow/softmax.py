@@ -14,6 +14,7 @@ from mxhw.dataflow.fixed import FixedBeat
 from mxhw.dataflow.key_cache import column_cost
 from mxhw.formats import SCALE_BIAS, SCALE_BITS, BlockFormat
 from mxhw.lut.exp2 import exp2_latency, exp2_value
+from mxhw.lut.pwl import check_index_bits
 from mxhw.lut.uniform import EXP2_FRACTION_BITS, VALUE_FRACTION_BITS
 from mxhw.sw.golden.linear import FIXED_BITS
 
@@ -46,6 +47,8 @@ class Softmax(wiring.Component):
         Positions a cycle of the second pass, a divisor of ``lanes_in`` and ``lanes_out``.
     lanes_out : int or None
         Elements of an output beat, ``lanes_in`` if None.
+    exp2_bits : int
+        3, 4 or 5: logarithm of the table's entries.
 
     Members
     -------
@@ -86,6 +89,7 @@ class Softmax(wiring.Component):
         lanes_in: int = 4,
         lanes: int = 2,
         lanes_out: int | None = None,
+        exp2_bits: int = 5,
     ):
         lanes_out = lanes_in if lanes_out is None else lanes_out
         if not isinstance(format, BlockFormat):
@@ -110,6 +114,7 @@ class Softmax(wiring.Component):
         self._lanes_in = lanes_in
         self._lanes = lanes
         self._lanes_out = lanes_out
+        self._exp2_bits = check_index_bits(exp2_bits, "a softmax")
         self._quantizer = Quantizer(mantissa_bits=17, lanes=lanes, formats=format)
         super().__init__(
             {
@@ -365,7 +370,10 @@ class Softmax(wiring.Component):
             power = fall[EXP2_FRACTION_BITS:].as_signed()
             clipped = Mux(power < _DEAD, _DEAD, power)[:_POWER_BITS]
             mantissa, power = exp2_value(
-                m, Cat(fall[:EXP2_FRACTION_BITS], clipped).as_signed(), f"power_{lane}"
+                m,
+                Cat(fall[:EXP2_FRACTION_BITS], clipped).as_signed(),
+                f"power_{lane}",
+                self._exp2_bits,
             )
             alive = visible[lane] & (power != _DEAD)
             mantissas.append(Mux(alive, mantissa, 0))

@@ -12,10 +12,11 @@ from mxhw.arith.quantize import Quantizer
 from mxhw.arith.shapes import BlockBeat
 from mxhw.formats import SCALE_BIAS, BlockFormat
 from mxhw.lut.exp2 import exp2_latency
-from mxhw.lut.pwl import DSP, LUT, table_latency, table_value
+from mxhw.lut.pwl import DSP, LUT, check_index_bits, table_latency, table_value
 from mxhw.lut.uniform import (
     EXP2_FRACTION_BITS,
     VALUE_FRACTION_BITS,
+    UniformTable,
     exp2_table,
     reciprocal_table,
 )
@@ -47,13 +48,20 @@ def _times_log2_e(m: Module, magnitude: Value, name: str) -> Value:
     return register(m, ((many << 10) + few)[:_PRODUCT_BITS], f"{name}_product")
 
 
-def _silu(m: Module, code: Value, scale: Value, bias: int, name: str) -> tuple[Value, Value]:
+def _silu(
+    m: Module,
+    code: Value,
+    scale: Value,
+    bias: int,
+    name: str,
+    tables: tuple[UniformTable, UniformTable],
+) -> tuple[Value, Value]:
     """``golden.pointwise.silu_wide``, :data:`_SILU_STAGE` cycles later.
 
     ``bias`` is what the scale byte has more than the exponent of the code's unit. The exponent
-    that comes out still has the bias.
+    that comes out still has the bias. ``tables`` are the power of two's and the reciprocal's.
     """
-    table = reciprocal_table()
+    exp2, table = tables
     magnitude = register(m, Mux(code[-1], -code, code)[:_CODE_BITS], f"{name}_magnitude")
     product = _times_log2_e(m, magnitude, f"{name}_log2")
     # floor(product * 2**(e - 2)) as one shift to the right; beyond the clamps nothing changes.
@@ -68,7 +76,7 @@ def _silu(m: Module, code: Value, scale: Value, bias: int, name: str) -> tuple[V
     power = register(m, -saturated, f"{name}_power")
 
     fraction = power[:EXP2_FRACTION_BITS]
-    mantissa = table_value(m, exp2_table(), fraction, f"{name}_exp2", LUT)
+    mantissa = table_value(m, exp2, fraction, f"{name}_exp2", LUT)
     places = register(m, (-power[EXP2_FRACTION_BITS:].as_signed())[:6], f"{name}_places")
     places = delay_value(m, places, exp2_latency() - 1, f"{name}_places")
     negative = delay_value(m, code[-1], _POWER_STAGE, f"{name}_negative")
@@ -145,6 +153,8 @@ class _SiluUnit(wiring.Component):
         lanes_in: int = 4,
         lanes: int = 1,
         lanes_out: int = 4,
+        exp2_bits: int = 5,
+        reciprocal_bits: int = 5,
     ):
         for name, value in (("Wide format", wide_format), ("Format", format)):
             if not isinstance(value, BlockFormat):
@@ -177,6 +187,10 @@ class _SiluUnit(wiring.Component):
         self._lanes_in = lanes_in
         self._lanes = lanes
         self._lanes_out = lanes_out
+        self._tables = (
+            exp2_table(check_index_bits(exp2_bits, f"a {self._title}'s power")),
+            reciprocal_table(check_index_bits(reciprocal_bits, f"a {self._title}'s reciprocal")),
+        )
         silu_bits = element.bits + 2
         self._quantizer = Quantizer(
             mantissa_bits=silu_bits + element.bits if self._gated else silu_bits,
@@ -293,7 +307,7 @@ class _SiluUnit(wiring.Component):
             queue.i.valid.eq(delay(m, issue, self._stages, "issued")),
         ]
         for lane in range(self._lanes):
-            mantissa, exponent = _silu(m, codes[lane], scale, bias, f"lane_{lane}")
+            mantissa, exponent = _silu(m, codes[lane], scale, bias, f"lane_{lane}", self._tables)
             if self._gated:
                 mantissa = DSP.product(m, mantissa, others[lane], f"result_{lane}")
                 exponent = register(m, exponent + other_scale - 2 * bias, f"result_exponent_{lane}")
@@ -363,6 +377,8 @@ class Silu(_SiluUnit):
         Elements of an input and of an output beat.
     lanes : int
         Elements computed a cycle; divides both.
+    exp2_bits, reciprocal_bits : int
+        3, 4 or 5: logarithm of each table's entries.
 
     Members
     -------
@@ -399,6 +415,8 @@ class SwiGlu(_SiluUnit):
         Elements of an input and of an output beat.
     lanes : int
         Elements computed a cycle; divides both.
+    exp2_bits, reciprocal_bits : int
+        3, 4 or 5: logarithm of each table's entries.
 
     Members
     -------

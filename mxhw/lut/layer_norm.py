@@ -9,7 +9,7 @@ from amaranth.utils import bits_for
 from mxhw.arith.multiply import DspMultiplier
 from mxhw.arith.pipeline import delay_value, register, wire
 from mxhw.arith.shapes import EXPONENT_BITS
-from mxhw.lut.pwl import FunctionUnit
+from mxhw.lut.pwl import FunctionUnit, check_index_bits
 from mxhw.lut.reciprocal import Scaled
 from mxhw.lut.rsqrt import rsqrt_latency, rsqrt_value
 from mxhw.sw.golden.layer_norm import variance_bits
@@ -50,6 +50,8 @@ class LayerNormFactor(FunctionUnit):
         Elements of a vector, 2 to 65,536.
     epsilon : float
         Above 0.
+    index_bits : int
+        3, 4 or 5: logarithm of the table's entries.
 
     Members
     -------
@@ -67,7 +69,7 @@ class LayerNormFactor(FunctionUnit):
     :class:`Rsqrt`.
     """
 
-    def __init__(self, *, code_bits: int, dim: int, epsilon: float):
+    def __init__(self, *, code_bits: int, dim: int, epsilon: float, index_bits: int = 5):
         for value, name, low, high in (
             (code_bits, "Code width", 2, 24),
             (dim, "Dimension", 2, 1 << 16),
@@ -89,6 +91,7 @@ class LayerNormFactor(FunctionUnit):
         self._dim = dim
         self._constants = NormConstants.of(dim * dim, epsilon)
         self._bits = bits
+        self._index_bits = check_index_bits(index_bits, "a layer norm")
         super().__init__(
             i_shape=Moments(code_bits=code_bits, dim=dim),
             o_shape=Scaled(),
@@ -104,6 +107,11 @@ class LayerNormFactor(FunctionUnit):
     def dim(self) -> int:
         """Elements of a vector."""
         return self._dim
+
+    @property
+    def index_bits(self) -> int:
+        """Logarithm of the table's entries."""
+        return self._index_bits
 
     @property
     def multipliers(self) -> int:
@@ -149,5 +157,6 @@ class LayerNormFactor(FunctionUnit):
             self._constants.inverse_mantissa,
             self._constants.inverse_exponent,
             "variance",
+            self._index_bits,
         )
         return {"mantissa": mantissa, "exponent": scale}

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from mxhw.arith.dot import queue_depth
 from mxhw.arith.pipeline import OutputQueue, delay, delay_value, register
 from mxhw.lut.exp2 import exp2_latency, exp2_value
+from mxhw.lut.pwl import check_index_bits
 from mxhw.lut.uniform import EXP2_FRACTION_BITS
 from mxhw.sw.golden.reduced import ONLINE_GUARD_BITS, ONLINE_MOST_SHIFT, ONLINE_SMALLEST
 
@@ -58,6 +59,8 @@ class OnlineSoftmax(wiring.Component):
         Width of a score, 14 to 32, 12 of them fraction.
     longest : int
         Longest row, 1 to 16,384.
+    index_bits : int
+        3, 4 or 5: logarithm of the table's entries.
 
     Members
     -------
@@ -75,7 +78,7 @@ class OnlineSoftmax(wiring.Component):
     Cost: a table and its product in LUTs, two shifters, no DSP slice.
     """
 
-    def __init__(self, *, score_bits: int = 24, longest: int = 1 << 14):
+    def __init__(self, *, score_bits: int = 24, longest: int = 1 << 14, index_bits: int = 5):
         for value, name, (low, high) in (
             (score_bits, "Score width", _SCORE_BITS),
             (longest, "Longest row", _LENGTHS),
@@ -88,6 +91,7 @@ class OnlineSoftmax(wiring.Component):
                 )
         self._score_bits = score_bits
         self._longest = longest
+        self._index_bits = check_index_bits(index_bits, "an online softmax")
         self._total_bits = _MANTISSA_BITS + ONLINE_GUARD_BITS + (longest - 1).bit_length()
         self._o_shape = Numerator(
             maximum_bits=score_bits - EXP2_FRACTION_BITS, total_bits=self._total_bits
@@ -108,6 +112,11 @@ class OnlineSoftmax(wiring.Component):
     def longest(self) -> int:
         """Longest row."""
         return self._longest
+
+    @property
+    def index_bits(self) -> int:
+        """Logarithm of the table's entries."""
+        return self._index_bits
 
     @property
     def _stages(self) -> int:
@@ -141,7 +150,7 @@ class OnlineSoftmax(wiring.Component):
         taken = Signal()
         m.d.comb += [self.i.ready.eq(queue.free), taken.eq(self.i.valid & queue.free)]
         score = register(m, self.i.payload.score, "score")
-        mantissa, whole = exp2_value(m, score, "power")
+        mantissa, whole = exp2_value(m, score, "power", self._index_bits)
         before = 1 + exp2_latency()
         last = delay_value(m, self.i.payload.last, before, "last")
         valid = delay(m, taken, before, "taken")

@@ -18,6 +18,7 @@ __all__ = [
     "FunctionUnit",
     "Multiplier",
     "UniformPwl",
+    "check_index_bits",
     "check_table",
     "table_latency",
     "table_value",
@@ -35,6 +36,15 @@ def check_table(table: object, name: str = "Table") -> UniformTable:
     if not isinstance(table, UniformTable):
         raise TypeError(f"{name} must be a uniform table, not {table!r}")
     return table
+
+
+def check_index_bits(index_bits: object, name: str) -> int:
+    """Logarithm of a table's entries, or an error that calls the unit ``name``."""
+    if not isinstance(index_bits, int) or isinstance(index_bits, bool):
+        raise TypeError(f"Index width of {name} must be an integer, not {index_bits!r}")
+    if not 3 <= index_bits <= 5:
+        raise ValueError(f"Index width of {name} must be between 3 and 5, not {index_bits}")
+    return index_bits
 
 
 def value_shape(table: UniformTable):

@@ -5,7 +5,7 @@ from amaranth.lib import data
 
 from mxhw.arith.pipeline import bit_index, delay_value, register
 from mxhw.arith.shapes import EXPONENT_BITS
-from mxhw.lut.pwl import FunctionUnit, table_latency, table_value
+from mxhw.lut.pwl import FunctionUnit, check_index_bits, table_latency, table_value
 from mxhw.lut.uniform import VALUE_FRACTION_BITS, reciprocal_table
 
 __all__ = [
@@ -71,6 +71,8 @@ class Reciprocal(FunctionUnit):
     ----------
     input_bits : int
         Width of ``x``, 2 to 64.
+    index_bits : int
+        3, 4 or 5: logarithm of the table's entries.
 
     Members
     -------
@@ -80,15 +82,16 @@ class Reciprocal(FunctionUnit):
     Raises
     ------
     TypeError, ValueError
-        If the width is not an integer of 2 to 64.
+        If a parameter is not an integer or out of range.
 
     Timing: latency 7, interval 1.
 
     Cost: one DSP slice; 32 entries of 26 bits in LUTs and one shifter.
     """
 
-    def __init__(self, *, input_bits: int):
+    def __init__(self, *, input_bits: int, index_bits: int = 5):
         self._input_bits = check_input_bits(input_bits, "reciprocal")
+        self._index_bits = check_index_bits(index_bits, "a reciprocal")
         super().__init__(
             i_shape=unsigned(input_bits),
             o_shape=Scaled(),
@@ -100,9 +103,14 @@ class Reciprocal(FunctionUnit):
         """Width of the input."""
         return self._input_bits
 
+    @property
+    def index_bits(self) -> int:
+        """Logarithm of the table's entries."""
+        return self._index_bits
+
     def compute(self, m: Module, payload) -> dict[str, Value]:
         """Mantissa and exponent."""
-        table = reciprocal_table()
+        table = reciprocal_table(self._index_bits)
         stages = table_latency()
         # The stream's payload may come from logic: the count is alone behind a register.
         value = register(m, payload, "value")

@@ -4,7 +4,14 @@ from amaranth.hdl import Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data
 
 from mxhw.arith.pipeline import delay_value, register
-from mxhw.lut.pwl import DSP, FunctionUnit, Multiplier, table_latency, table_value
+from mxhw.lut.pwl import (
+    DSP,
+    FunctionUnit,
+    Multiplier,
+    check_index_bits,
+    table_latency,
+    table_value,
+)
 from mxhw.lut.uniform import SINE_CODE_BITS, VALUE_FRACTION_BITS, sine_table
 
 __all__ = ["Angle", "Rotation"]
@@ -51,16 +58,12 @@ class Rotation(FunctionUnit):
     """
 
     def __init__(self, *, index_bits: int = 5, multiplier: Multiplier = DSP):
-        if not isinstance(index_bits, int) or isinstance(index_bits, bool):
-            raise TypeError(f"Index width of a rotation must be an integer, not {index_bits!r}")
-        if not 3 <= index_bits <= 5:
-            raise ValueError(f"Index width of a rotation must be between 3 and 5, not {index_bits}")
+        self._index_bits = check_index_bits(index_bits, "a rotation")
         if not isinstance(multiplier, Multiplier):
             raise TypeError(
                 f"Multiplier of a rotation must be a DspMultiplier or a LutMultiplier, "
                 f"not {multiplier!r}"
             )
-        self._index_bits = index_bits
         self._multiplier = multiplier
         super().__init__(
             i_shape=unsigned(_PHASE_BITS),

@@ -5,7 +5,7 @@ from amaranth.lib import data
 
 from mxhw.arith.pipeline import delay_value, register
 from mxhw.arith.shapes import EXPONENT_BITS
-from mxhw.lut.pwl import DSP, FunctionUnit, table_latency, table_value
+from mxhw.lut.pwl import DSP, FunctionUnit, check_index_bits, table_latency, table_value
 from mxhw.lut.reciprocal import NORMALISE_LATENCY, Scaled, check_input_bits, normalise
 from mxhw.lut.uniform import VALUE_FRACTION_BITS, rsqrt_table
 
@@ -34,6 +34,7 @@ def rsqrt_value(
     inverse_mantissa: int,
     inverse_exponent: int,
     name: str,
+    index_bits: int = 5,
 ) -> tuple[Value, Value]:
     """Mantissa and exponent of the factor, :func:`rsqrt_latency` cycles later."""
     top, highest = normalise(m, mantissa, name)
@@ -47,7 +48,7 @@ def rsqrt_value(
         top = register(m, Mux(carry, product[1:], product), f"{name}_top_1")
         exponent = register(m, exponent, f"{name}_exponent_2")
         exponent = register(m, (exponent + carry)[:EXPONENT_BITS].as_signed(), f"{name}_exponent_3")
-    table = rsqrt_table()
+    table = rsqrt_table(index_bits)
     code = Cat(top[:VALUE_FRACTION_BITS], exponent[0])
     value = table_value(m, table, code, f"{name}_root")
     half = register(m, exponent >> 1, f"{name}_half")
@@ -71,6 +72,8 @@ class Rsqrt(FunctionUnit):
     inverse_mantissa, inverse_exponent : int
         Factor below the root, ``inverse_mantissa * 2**(inverse_exponent - 15)``, the mantissa
         between 2**15 and 2**16 - 1: the reciprocal of a vector's length.
+    index_bits : int
+        3, 4 or 5: logarithm of the table's entries.
 
     Members
     -------
@@ -88,8 +91,16 @@ class Rsqrt(FunctionUnit):
     and one shifter.
     """
 
-    def __init__(self, *, input_bits: int, inverse_mantissa: int = _ONE, inverse_exponent: int = 0):
+    def __init__(
+        self,
+        *,
+        input_bits: int,
+        inverse_mantissa: int = _ONE,
+        inverse_exponent: int = 0,
+        index_bits: int = 5,
+    ):
         self._input_bits = check_input_bits(input_bits, "root")
+        self._index_bits = check_index_bits(index_bits, "a root")
         for name, value in (("mantissa", inverse_mantissa), ("exponent", inverse_exponent)):
             if not isinstance(value, int):
                 raise TypeError(f"Inverse {name} of a root must be an integer, not {value!r}")
@@ -126,6 +137,11 @@ class Rsqrt(FunctionUnit):
         return self._inverse_exponent
 
     @property
+    def index_bits(self) -> int:
+        """Logarithm of the table's entries."""
+        return self._index_bits
+
+    @property
     def multipliers(self) -> int:
         """DSP slices."""
         return 1 if self._inverse_mantissa == _ONE else 2
@@ -139,5 +155,6 @@ class Rsqrt(FunctionUnit):
             self._inverse_mantissa,
             self._inverse_exponent,
             "total",
+            self._index_bits,
         )
         return {"mantissa": mantissa, "exponent": exponent}

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 __all__ = [
+    "EXACT_VALUES",
     "EXP2_FRACTION_BITS",
     "SINE_CODE_BITS",
     "VALUE_FRACTION_BITS",
@@ -63,12 +64,15 @@ class UniformTable:
         """Width of the input code."""
         return self.index_bits + self.low_bits
 
+    @functools.cached_property
+    def _rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tensor(self.base), torch.tensor(self.slope)
+
     def evaluate(self, code: torch.Tensor) -> torch.Tensor:
         """Table value of every code (int64)."""
         index = code >> self.low_bits
         low = code & ((1 << self.low_bits) - 1)
-        base = torch.tensor(self.base)[index]
-        slope = torch.tensor(self.slope)[index]
+        base, slope = (row[index] for row in self._rows)
         value = base + ((slope * low + (1 << (self.slope_shift - 1))) >> self.slope_shift)
         return value if self.first is None else torch.where(code == 0, self.first, value)
 
@@ -92,15 +96,10 @@ def _fit_segment(target: np.ndarray, slope_shift: int, pinned: bool) -> tuple[in
 
 
 def _fit(
-    name: str,
-    function: Callable[[np.ndarray], np.ndarray],
-    index_bits: int,
-    low_bits: int,
-    slope_shift: int,
-    exact_line: bool = False,
+    name: str, index_bits: int, low_bits: int, slope_shift: int, exact_line: bool = False
 ) -> UniformTable:
     codes = np.arange(1 << (index_bits + low_bits))
-    target = function(codes) * 2.0**VALUE_FRACTION_BITS
+    target = EXACT_VALUES[name](codes) * 2.0**VALUE_FRACTION_BITS
     segments = target.reshape(1 << index_bits, 1 << low_bits)
     pinned = exact_line or index_bits >= _PINNED_INDEX_BITS
     fitted = [
@@ -111,38 +110,51 @@ def _fit(
     return UniformTable(name, index_bits, low_bits, slope_shift, base, slope, first)
 
 
+def _exp2(code: np.ndarray) -> np.ndarray:
+    return 2.0 ** (code / 2.0**EXP2_FRACTION_BITS)
+
+
+def _reciprocal(code: np.ndarray) -> np.ndarray:
+    return 1 / (1 + code / 2.0**VALUE_FRACTION_BITS)
+
+
+def _rsqrt(code: np.ndarray) -> np.ndarray:
+    octave, rest = np.divmod(code, 1 << VALUE_FRACTION_BITS)
+    return 1 / np.sqrt((1 + rest / 2.0**VALUE_FRACTION_BITS) * 2.0**octave)
+
+
+def _sine(code: np.ndarray) -> np.ndarray:
+    return np.sin(np.pi / 2 * code / 2.0**SINE_CODE_BITS)
+
+
+EXACT_VALUES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "exp2": _exp2,
+    "reciprocal": _reciprocal,
+    "rsqrt": _rsqrt,
+    "sine": _sine,
+}
+"""What a table of each name stands for: the real value of every code."""
+
+
 @functools.cache
 def exp2_table(index_bits: int = 5) -> UniformTable:
     """``2**F`` in [1, 2) for a 12-bit fraction F; exact at 0."""
-    low = EXP2_FRACTION_BITS - index_bits
-    return _fit("exp2", lambda x: 2.0 ** (x / 2.0**EXP2_FRACTION_BITS), index_bits, low, 6)
+    return _fit("exp2", index_bits, EXP2_FRACTION_BITS - index_bits, 6)
 
 
 @functools.cache
 def reciprocal_table(index_bits: int = 5) -> UniformTable:
     """``1/m`` in (0.5, 1] for m = 1 + code / 2**15 in [1, 2); exact at 1."""
-    low = VALUE_FRACTION_BITS - index_bits
-    return _fit("reciprocal", lambda x: 1 / (1 + x / 2.0**15), index_bits, low, 10)
+    return _fit("reciprocal", index_bits, VALUE_FRACTION_BITS - index_bits, 10)
 
 
 @functools.cache
 def rsqrt_table(index_bits: int = 5) -> UniformTable:
     """``1/sqrt(m)`` in (0.5, 1]: code < 2**15 is m = 1 + code / 2**15, above it 2 * (1 + rest)."""
-
-    def function(x: np.ndarray) -> np.ndarray:
-        octave, rest = np.divmod(x, 1 << VALUE_FRACTION_BITS)
-        return 1 / np.sqrt((1 + rest / 2.0**VALUE_FRACTION_BITS) * 2.0**octave)
-
-    low = VALUE_FRACTION_BITS + 1 - index_bits
-    return _fit("rsqrt", function, index_bits, low, 11)
+    return _fit("rsqrt", index_bits, VALUE_FRACTION_BITS + 1 - index_bits, 11)
 
 
 @functools.cache
 def sine_table(index_bits: int = 5) -> UniformTable:
     """Sine of a quarter turn: ``sin(pi / 2 * code / 2**14)``; exact at 0."""
-
-    def function(x: np.ndarray) -> np.ndarray:
-        return np.sin(np.pi / 2 * x / 2.0**SINE_CODE_BITS)
-
-    low = SINE_CODE_BITS - index_bits
-    return _fit("sine", function, index_bits, low, 8, exact_line=True)
+    return _fit("sine", index_bits, SINE_CODE_BITS - index_bits, 8, exact_line=True)

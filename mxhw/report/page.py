@@ -1,7 +1,7 @@
 """The page that shows a build: facts in, one self-contained HTML file out."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -110,6 +110,29 @@ def _operators(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row["total"] = row["multiply"] + row["wait"]
         row["share"] = row["total"] / total if total else 0.0
     return sorted((row for row in rows.values() if row["total"]), key=lambda row: -row["total"])
+
+
+def _functions(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Nonlinear nodes by operator: what its unit looks up, and the shares of all its nodes."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["operator"], []).append(row)
+
+    def over(group: list[Mapping[str, Any]], key: str, combine: Callable[[Any], Any]) -> Any:
+        values = [row[key] for row in group]
+        return None if None in values else combine(values)
+
+    return [
+        {
+            **group[0],
+            "nodes": len(group),
+            "title": UNIT_TITLES.get(group[0]["unit"], group[0]["unit"]),
+            "error": over(group, "error", max),
+            "error_share": over(group, "error_share", max),
+            "error_share_of_all": over(group, "error_share_of_all", sum),
+        }
+        for group in groups.values()
+    ]
 
 
 def _quote(text: str | None) -> str:
@@ -301,6 +324,7 @@ def _page(facts: Facts) -> dict[str, Any]:
         "operators": _operators(nodes),
         "unit_titles": {**UNIT_TITLES, "engine": "multiplying", "operands": "loading"},
         "slowest": max(report["wall_seconds"].values(), default=1.0) or 1.0,
+        "functions": _functions(report.get("nonlinear") or ()),
         "error_chart": charts.error_chart(names, facts.errors),
         **_accuracy(facts),
         **_time(facts, names, picture),

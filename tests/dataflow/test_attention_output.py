@@ -24,9 +24,9 @@ def beats(vector, lanes):
     ]
 
 
-def golden(sums, totals, format):
+def golden(sums, totals, format, reciprocal_bits=5):
     """The second half of ``golden.attention.values``, in Python integers."""
-    table = reciprocal_table()
+    table = reciprocal_table(reciprocal_bits)
     blocks = []
     for row in range(len(totals)):
         length = totals[row].bit_length()
@@ -75,6 +75,24 @@ def test_heads(wide, format, head_size, context, lanes, multipliers):
         unit,
         {"i": beats(sums, lanes), "i_total": totals},
         {"o": beats(golden(sums, totals, format), lanes)},
+    )
+
+
+@pytest.mark.parametrize("reciprocal_bits", [3, 4])
+def test_fewer_entries(reciprocal_bits):
+    sums, totals = random_heads(random.Random(reciprocal_bits), 8, 32, WIDE, 256)
+    unit = AttentionOutput(
+        wide_format=WIDE,
+        format=NARROW,
+        head_size=32,
+        context=256,
+        reciprocal_bits=reciprocal_bits,
+    )
+    check_stream(
+        unit,
+        {"i": beats(sums, 4), "i_total": totals},
+        {"o": beats(golden(sums, totals, NARROW, reciprocal_bits), 4)},
+        stalls=[(0.7, 0.6)],
     )
 
 

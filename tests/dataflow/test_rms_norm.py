@@ -56,12 +56,12 @@ def weights(count, dim, format=WIDE):
     return [quantize(row, format) for row in values]
 
 
-def golden(x, used, format, epsilon=EPSILON):
+def golden(x, used, format, epsilon=EPSILON, rsqrt_bits=5):
     dim = x.elements.shape[-1]
     rows = []
     for index in range(x.elements.shape[0]):
         weight = used[index % len(used)] if used else None
-        rows.append(rms_norm(x[index], weight, epsilon, dim, format))
+        rows.append(rms_norm(x[index], weight, epsilon, dim, format, rsqrt_bits))
     return rows
 
 
@@ -70,8 +70,9 @@ def make(dim, used, **parameters):
     return RmsNorm(dim=dim, weights=used, **parameters)
 
 
-def expected(x, used, format, lanes, epsilon=EPSILON):
-    return [beat for row in golden(x, used, format, epsilon) for beat in beats(row, lanes)]
+def expected(x, used, format, lanes, epsilon=EPSILON, rsqrt_bits=5):
+    rows = golden(x, used, format, epsilon, rsqrt_bits)
+    return [beat for row in rows for beat in beats(row, lanes)]
 
 
 def test_with_weights_under_stalls():
@@ -105,6 +106,14 @@ def test_other_shapes(wide, narrow, dim, lanes, epsilon):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rsqrt_bits", [3, 4])
+def test_fewer_entries(rsqrt_bits):
+    x, used = vectors(11, 64), weights(3, 64)
+    unit = make(64, used, rsqrt_bits=rsqrt_bits)
+    want = expected(x, used, NARROW, 4, rsqrt_bits=rsqrt_bits)
+    check_stream(unit, {"i": beats(x, 4)}, {"o": want}, stalls=[(0.7, 0.6)])
+
+
 def test_many_vectors():
     x, used = vectors(400, 128), weights(11, 128)
     want = expected(x, used, NARROW, 4)

@@ -20,7 +20,7 @@ def beats(values, lanes, rng, low, high):
     return [padded[start : start + lanes] for start in range(0, len(padded), lanes)]
 
 
-def scenario(heads, format, lanes_in, lanes_out, seed=0):
+def scenario(heads, format, lanes_in, lanes_out, seed=0, exp2_bits=5):
     """Inputs and golden outputs of heads of (scores, scales)."""
     rng = random.Random(seed)
     inputs = {"i_position": [], "i": [], "i_scales": []}
@@ -34,6 +34,7 @@ def scenario(heads, format, lanes_in, lanes_out, seed=0):
             torch.ones(len(scores), dtype=torch.bool),
             torch.tensor(scales),
             format,
+            exp2_bits,
         )
         expected["o_total"].append(int(result.total))
         elements = result.numerators.elements.tolist()
@@ -50,10 +51,17 @@ def random_head(rng, positions):
     return scores, [rng.choice((0, 90, 118, 120, 121, 127, 254)) for _ in range(positions)]
 
 
-def check(heads, *, context, format=MXINT8, lanes_in=4, lanes=2, lanes_out=4, **options):
-    inputs, expected = scenario(heads, format, lanes_in, lanes_out)
+def check(
+    heads, *, context, format=MXINT8, lanes_in=4, lanes=2, lanes_out=4, exp2_bits=5, **options
+):
+    inputs, expected = scenario(heads, format, lanes_in, lanes_out, exp2_bits=exp2_bits)
     unit = Softmax(
-        context=context, format=format, lanes_in=lanes_in, lanes=lanes, lanes_out=lanes_out
+        context=context,
+        format=format,
+        lanes_in=lanes_in,
+        lanes=lanes,
+        lanes_out=lanes_out,
+        exp2_bits=exp2_bits,
     )
     check_stream(unit, inputs, expected, **options)
 
@@ -67,6 +75,13 @@ def test_stalls():
 def test_positions(positions):
     rng = random.Random(positions)
     check([random_head(rng, positions) for _ in range(3)], context=64, stalls=[(1.0, 1.0)])
+
+
+@pytest.mark.parametrize("exp2_bits", [3, 4])
+def test_fewer_entries(exp2_bits):
+    rng = random.Random(exp2_bits)
+    heads = [random_head(rng, count) for count in (7, 33)]
+    check(heads, context=64, exp2_bits=exp2_bits, stalls=[(0.7, 0.6)])
 
 
 def test_extremes():

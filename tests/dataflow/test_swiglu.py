@@ -105,6 +105,15 @@ def test_other_shapes(wide, narrow, lanes_in, lanes, lanes_out):
     check_stream(unit, {"i": flat(beats(gate, lanes_in))}, {"o": want}, stalls=stalls)
 
 
+@pytest.mark.parametrize("bits", [(3, 4), (4, 3), (5, 4)])
+def test_fewer_entries(bits):
+    gate, up = operands(14)
+    entries = dict(zip(("exp2_bits", "reciprocal_bits"), bits, strict=True))
+    want = flat(beats(swiglu(gate, up, NARROW, **entries), 4))
+    unit = SwiGlu(wide_format=WIDE, format=NARROW, **entries)
+    check_stream(unit, {"i": interleaved(gate, up, 4)}, {"o": want}, stalls=[(0.7, 0.6)])
+
+
 def test_every_code_at_several_exponents():
     # A block of one code and zeros shows every bit of the 18-bit mantissa that rounding leaves; a
     # wide output leaves 23. Each block has one element of the sweep and scales of its own.

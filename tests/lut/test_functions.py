@@ -26,24 +26,24 @@ def check_all(unit, inputs, expected):
     assert got["o"] == [pack(shape, row) for row in expected]
 
 
-def golden_exp2(codes):
-    mantissa, exponent = exp2_fixed(torch.tensor(codes))
+def golden_exp2(codes, index_bits=5):
+    mantissa, exponent = exp2_fixed(torch.tensor(codes), index_bits)
     pairs = zip(mantissa.tolist(), exponent.tolist(), strict=True)
     return [{"mantissa": m, "exponent": e} for m, e in pairs]
 
 
-def golden_reciprocal(totals):
+def golden_reciprocal(totals, index_bits=5):
     total = torch.tensor(totals)
     length = bit_length(total)
     top = shift_floor(total, length - 16)
-    value = reciprocal_table().evaluate(top & 0x7FFF)
+    value = reciprocal_table(index_bits).evaluate(top & 0x7FFF)
     pairs = zip(value.tolist(), length.tolist(), strict=True)
     return [{"mantissa": v, "exponent": -15 - (n - 1)} for v, n in pairs]
 
 
-def golden_root(rows, constants):
+def golden_root(rows, constants, index_bits=5):
     total = Wide(torch.tensor([m for m, _ in rows]), torch.tensor([e for _, e in rows]))
-    factor = rms_factor(total, constants, rsqrt_table())
+    factor = rms_factor(total, constants, rsqrt_table(index_bits))
     pairs = zip(factor.mantissa.tolist(), factor.exponent.tolist(), strict=True)
     return [{"mantissa": m, "exponent": e} for m, e in pairs]
 
@@ -55,9 +55,14 @@ def random_totals(bits, count):
     return edges + [max(1, total) for total in totals]
 
 
-def test_exp2_every_code():
+ENTRIES = pytest.mark.parametrize("index_bits", [3, 4, 5])
+
+
+@ENTRIES
+def test_exp2_every_code(index_bits):
     codes = list(range(-(1 << 15), 1 << 15))
-    check_all(Exp2(input_bits=16), codes, golden_exp2(codes))
+    unit = Exp2(input_bits=16, index_bits=index_bits)
+    check_all(unit, codes, golden_exp2(codes, index_bits))
 
 
 def test_exp2_under_stalls():
@@ -65,9 +70,11 @@ def test_exp2_under_stalls():
     check_stream(Exp2(input_bits=18), {"i": codes}, {"o": golden_exp2(codes)}, stalls=BOTH)
 
 
-def test_reciprocal_every_code():
+@ENTRIES
+def test_reciprocal_every_code(index_bits):
     totals = list(range(1, 1 << 16))
-    check_all(Reciprocal(input_bits=16), totals, golden_reciprocal(totals))
+    unit = Reciprocal(input_bits=16, index_bits=index_bits)
+    check_all(unit, totals, golden_reciprocal(totals, index_bits))
 
 
 @pytest.mark.parametrize("bits", [2, 8, 17, 40, 48])
@@ -77,12 +84,13 @@ def test_reciprocal_widths_under_stalls(bits):
     check_stream(unit, {"i": totals}, {"o": golden_reciprocal(totals)}, stalls=BOTH)
 
 
-def test_rsqrt_every_normalised_mantissa():
+@ENTRIES
+def test_rsqrt_every_normalised_mantissa(index_bits):
     constants = NormConstants.of(32, 1e-5)
     rows = [(m, e) for e in (-7, -8) for m in range(1 << 15, 1 << 16)]
-    unit = Rsqrt(input_bits=16, inverse_exponent=constants.inverse_exponent)
+    unit = Rsqrt(input_bits=16, inverse_exponent=constants.inverse_exponent, index_bits=index_bits)
     inputs = [{"mantissa": m, "exponent": e} for m, e in rows]
-    check_all(unit, inputs, golden_root(rows, constants))
+    check_all(unit, inputs, golden_root(rows, constants, index_bits))
 
 
 @pytest.mark.parametrize(("bits", "dim"), [(16, 96), (40, 128), (41, 288), (48, 4096)])
@@ -123,6 +131,9 @@ def test_properties():
     assert Exp2(input_bits=18).input_bits == 18
     unit = Rsqrt(input_bits=30, inverse_mantissa=43691, inverse_exponent=-7)
     assert (unit.input_bits, unit.inverse_mantissa, unit.inverse_exponent) == (30, 43691, -7)
+    for small in (Exp2(input_bits=18, index_bits=3), Reciprocal(input_bits=9, index_bits=3)):
+        assert small.index_bits == 3
+    assert unit.index_bits == 5
     assert unit.cost()["multipliers"] == 2
 
 
@@ -138,6 +149,16 @@ def test_properties():
             lambda: Exp2(input_bits=12),
             ValueError,
             "Input width of a power must be between 13 and 32, not 12",
+        ),
+        (
+            lambda: Exp2(input_bits=18, index_bits=6),
+            ValueError,
+            "Index width of a power must be between 3 and 5, not 6",
+        ),
+        (
+            lambda: Rsqrt(input_bits=18, index_bits=4.0),
+            TypeError,
+            "Index width of a root must be an integer, not 4.0",
         ),
         (
             lambda: Reciprocal(input_bits=1.5),

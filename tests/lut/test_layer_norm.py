@@ -59,8 +59,13 @@ def test_hardware_is_golden(bits, dim, epsilon):
     check_stream(unit, {"i": payloads(codes, exponents)}, {"o": want}, stalls=STALLS)
 
 
+# Largest relative errors of an RMSNorm's factor, and 10 % more.
+LIMITS = {3: 2.6e-3 * 1.1, 4: 9.4e-4 * 1.1, 5: 4.1e-4 * 1.1}
+
+
+@pytest.mark.parametrize("index_bits", LIMITS)
 @pytest.mark.parametrize("dim", [64, 100, 768])
-def test_relative_error(dim):
+def test_relative_error(dim, index_bits):
     generator = torch.Generator().manual_seed(dim)
     exponent = -12
     codes = (torch.randn(200, dim, generator=generator) * 3000 + 500).round().long()
@@ -71,10 +76,11 @@ def test_relative_error(dim):
         code_bits=16,
         dim=dim,
         epsilon=1e-5,
+        index_bits=index_bits,
     )
     values = torch.ldexp(codes.double(), torch.tensor(exponent))
     exact = (values.var(-1, correction=0) + 1e-5) ** -0.5
-    assert (factor.to_float() / exact - 1).abs().max() <= 4.1e-4 * 1.1
+    assert (factor.to_float() / exact - 1).abs().max() <= LIMITS[index_bits]
 
 
 def test_epsilon_alone():

@@ -10,6 +10,7 @@ from mxhw.compiler.context import Settings
 from mxhw.compiler.describe import describe_graph
 from mxhw.compiler.estimate import estimate
 from mxhw.compiler.float_reading import measure_node_errors
+from mxhw.compiler.nonlinear import nonlinear_nodes
 from mxhw.compiler.report import make_report
 from mxhw.compiler.timeline import measure_timeline
 from mxhw.compiler.workspace import MARKER
@@ -62,6 +63,7 @@ def facts(text: str = "Once upon a <time> & a half") -> dict[str, dict[str, Any]
             "capacity": capacity,
             "context": 64,
             "cycles_per_token": cycles + 9,
+            "nonlinear": nonlinear_nodes(tiny.lowered(), tiny.OPTIONS),
         },
         "golden": {
             "text": text,
@@ -71,6 +73,10 @@ def facts(text: str = "Once upon a <time> & a half") -> dict[str, dict[str, Any]
             "perplexity_ratio": 1.0016,
             "perplexity_ratio_error": 0.0004,
             "scored_tokens": 1000,
+            "node_errors": {
+                name: {"added": error["added"], "function": error["function"]}
+                for name, error in _measured()["errors"]["nodes"].items()
+            },
         },
         "rtl": {},
         "simulate": {

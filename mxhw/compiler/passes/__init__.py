@@ -4,6 +4,7 @@ from mxhw.compiler.passes.base import GraphPass, LoweringOptions, VerificationEr
 from mxhw.compiler.passes.lower import AppendArgmax, AssignFormats, LowerOperators
 from mxhw.compiler.passes.pad import PadToBlocks
 from mxhw.compiler.passes.simplify import FoldAttentionScale, FuseGatedSilu, RemoveReshapes
+from mxhw.compiler.passes.tables import ChooseTables
 from mxhw.compiler.passes.verify import verify, verify_lowered
 
 __all__ = [
@@ -22,5 +23,6 @@ LOWERING: list[GraphPass] = [
     PadToBlocks(),
     AssignFormats(),
     LowerOperators(),
+    ChooseTables(),
     AppendArgmax(),
 ]

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from torch import fx
 
+from mxhw.compiler.context import TABLE_BUDGET
 from mxhw.errors import BuildError
 from mxhw.formats import BlockFormat
 
@@ -13,7 +14,7 @@ __all__ = ["GraphPass", "LoweringOptions", "VerificationError", "erase_dead"]
 
 @dataclasses.dataclass(frozen=True)
 class LoweringOptions:
-    """Formats of a lowered graph.
+    """Formats and accuracy of a lowered graph.
 
     Members
     -------
@@ -23,11 +24,15 @@ class LoweringOptions:
         Operands of matrix operators, keys and values.
     wide_format : BlockFormat
         Edges that only add or feed pointwise operators.
+    table_budget : float
+        Largest relative error that a node's function tables may have, in half steps of the
+        activation format.
     """
 
     weight_format: BlockFormat = BlockFormat.mxint(8)
     activation_format: BlockFormat = BlockFormat.mxint(8)
     wide_format: BlockFormat = BlockFormat.mxint(16)
+    table_budget: float = TABLE_BUDGET
 
 
 class VerificationError(BuildError):

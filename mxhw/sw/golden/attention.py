@@ -10,7 +10,7 @@ from mxhw.sw.golden.integer import accumulate, bit_length, shift_floor
 from mxhw.sw.golden.linear import ACCUMULATOR_GUARD_BITS, matrix_vector, to_fixed
 from mxhw.sw.golden.tensor import MXTensor, Wide, quantize_wide
 
-__all__ = ["Probabilities", "exp2_fixed", "scores", "softmax", "values"]
+__all__ = ["Probabilities", "exp2_fixed", "reciprocal", "scores", "softmax", "values"]
 
 _SMALLEST_EXPONENT = -31
 
@@ -40,18 +40,22 @@ def scores(query: MXTensor, keys: MXTensor) -> torch.Tensor:
     return to_fixed(matrix_vector(query, keys))
 
 
-def exp2_fixed(exponent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def exp2_fixed(exponent: torch.Tensor, index_bits: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     """``2**t`` of fixed point with 12 fraction bits: mantissa (15 fraction bits), exponent.
 
-    Contract: the exponent is ``t >> 12`` (floor), the mantissa the table's value in [1, 2) of the
-    12 fraction bits.
+    Contract: the exponent is ``t >> 12`` (floor), the mantissa the value in [1, 2) of a table of
+    ``2**index_bits`` entries for the 12 fraction bits.
     """
     fraction = exponent & ((1 << EXP2_FRACTION_BITS) - 1)
-    return exp2_table().evaluate(fraction), exponent >> EXP2_FRACTION_BITS
+    return exp2_table(index_bits).evaluate(fraction), exponent >> EXP2_FRACTION_BITS
 
 
 def softmax(
-    fixed: torch.Tensor, visible: torch.Tensor, value_scales: torch.Tensor, format: BlockFormat
+    fixed: torch.Tensor,
+    visible: torch.Tensor,
+    value_scales: torch.Tensor,
+    format: BlockFormat,
+    exp2_bits: int = 5,
 ) -> Probabilities:
     """Numerators of the softmax over visible positions, scaled by the values' shared scales.
 
@@ -65,10 +69,12 @@ def softmax(
     fixed : int64 tensor ``[..., positions]``
     visible : bool tensor, same shape
     value_scales : int64 tensor ``[..., positions]`` of E8M0 bytes
+    exp2_bits : int
+        Logarithm of the table's entries.
     """
     lowest = torch.iinfo(torch.int64).min
     maximum = torch.where(visible, fixed, lowest).amax(-1, keepdim=True)
-    mantissa, exponent = exp2_fixed(torch.where(visible, fixed - maximum, -(1 << 30)))
+    mantissa, exponent = exp2_fixed(torch.where(visible, fixed - maximum, -(1 << 30)), exp2_bits)
     alive = exponent >= _SMALLEST_EXPONENT
     mantissa = torch.where(alive, mantissa, 0)
     exponent = exponent.clamp(min=_SMALLEST_EXPONENT)
@@ -79,22 +85,39 @@ def softmax(
     return Probabilities(quantize_wide(Wide(numerator, unit), format), total)
 
 
+def reciprocal(total: torch.Tensor, index_bits: int = 5) -> Wide:
+    """``1 / total`` of a sum with 31 fraction bits; the table has ``2**index_bits`` entries.
+
+    Contract: ``total`` is cut to 16 bits (floor); the mantissa is the table's value of the low 15.
+    A total of 0 has no meaningful result.
+    """
+    length = bit_length(total)
+    top = shift_floor(total, length - 16)
+    return Wide(reciprocal_table(index_bits).evaluate(top & 0x7FFF), 32 - 15 - length)
+
+
 def values(
-    probabilities: Probabilities, cached: torch.Tensor, format: BlockFormat, wide: BlockFormat
+    probabilities: Probabilities,
+    cached: torch.Tensor,
+    format: BlockFormat,
+    wide: BlockFormat,
+    reciprocal_bits: int = 5,
 ) -> MXTensor:
     """Probability-weighted sum of the cached value vectors, normalised and requantised.
 
     Contract: for every element ``d`` of the head and block ``b`` of positions the exact integer
     dot of numerator and value codes, accumulated in order (:func:`accumulate`, 8 guard bits) at
     the numerator block's exponent minus the values' fraction bits; the head is quantised to
-    ``wide``; each element is multiplied by the table's reciprocal ``R`` of the total (cut to 16
-    bits, floor); the exact product is quantised to ``format``.
+    ``wide``; each element is multiplied by the :func:`reciprocal` of the total; the exact product
+    is quantised to ``format``.
 
     Parameters
     ----------
     probabilities : Probabilities ``[..., positions]``
     cached : int64 tensor ``[positions, head_size]``
         Element codes of the cached values (their scales are in the numerators).
+    reciprocal_bits : int
+        Logarithm of the table's entries.
     """
     numerators = probabilities.numerators
     size = numerators.format.block_size
@@ -107,10 +130,8 @@ def values(
     exponents = (numerators.exponents() - format.element.fraction_bits).unsqueeze(-2)
     mantissa, exponent = accumulate(terms, exponents, guard_bits=ACCUMULATOR_GUARD_BITS)
     sums = quantize_wide(Wide(mantissa, exponent), wide)
-    length = bit_length(probabilities.total)
-    top = shift_floor(probabilities.total, length - 16)
-    factor = reciprocal_table().evaluate(top & 0x7FFF)
-    product = sums.significands() * factor[..., None, None]
-    unit = sums.exponents() - 15 + 32 - length.unsqueeze(-1)
+    factor = reciprocal(probabilities.total, reciprocal_bits)
+    product = sums.significands() * factor.mantissa[..., None, None]
+    unit = sums.exponents() + factor.exponent.unsqueeze(-1)
     unit = unit.unsqueeze(-1).expand_as(product)
     return quantize_wide(Wide(product.flatten(-2), unit.flatten(-2)), format)

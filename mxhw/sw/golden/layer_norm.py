@@ -26,6 +26,7 @@ def layer_norm_factor(
     code_bits: int,
     dim: int,
     epsilon: float,
+    index_bits: int = 5,
 ) -> Wide:
     """``1 / sqrt(variance + epsilon)`` of integer codes at the unit ``2**exponent``.
 
@@ -39,6 +40,8 @@ def layer_norm_factor(
     ----------
     total, squares, exponent : int64 tensors
         Sum of the codes, sum of their squares, exponent of their unit (-256 to 255).
+    index_bits : int
+        The table has ``2**index_bits`` entries.
     """
     constants = NormConstants.of(dim * dim, epsilon)
     reach = variance_bits(code_bits, dim) - 1 - constants.epsilon_mantissa.bit_length()
@@ -49,4 +52,4 @@ def layer_norm_factor(
     v = shift_floor(dim * squares - total * total, over) + small
     # Only the top 16 bits count, and the length of more than 53 bits is not exact in float64.
     cut = torch.where(v >> _EXACT_BITS > 0, _CUT_BITS, 0)
-    return rms_factor(Wide(v >> cut, 2 * exponent + over + cut), constants, rsqrt_table())
+    return rms_factor(Wide(v >> cut, 2 * exponent + over + cut), constants, rsqrt_table(index_bits))

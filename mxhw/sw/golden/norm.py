@@ -78,7 +78,7 @@ def rms_norm(
     epsilon: float,
     dim: int,
     format: BlockFormat,
-    table: UniformTable | None = None,
+    rsqrt_bits: int = 5,
 ) -> MXTensor:
     """``x / sqrt(mean(x**2) + epsilon) * weight``, requantised.
 
@@ -90,6 +90,8 @@ def rms_norm(
     ----------
     x : MXTensor ``[..., dim]`` in a wide integer format
     weight : MXTensor ``[dim]`` in the same format, or None for all ones
+    rsqrt_bits : int
+        Logarithm of the table's entries.
     """
     constants = NormConstants.of(dim, epsilon)
     values = x.significands()
@@ -101,7 +103,7 @@ def rms_norm(
         torch.cat([head_exponent, 2 * x.exponents()], -1),
         guard_bits=0,
     )
-    factor = rms_factor(Wide(total, exponent), constants, table or rsqrt_table())
+    factor = rms_factor(Wide(total, exponent), constants, rsqrt_table(rsqrt_bits))
     product = values * factor.mantissa[..., None, None]
     unit = (x.exponents() + factor.exponent.unsqueeze(-1)).unsqueeze(-1)
     if weight is not None:

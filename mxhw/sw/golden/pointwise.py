@@ -31,7 +31,7 @@ def add(x: MXTensor, y: MXTensor, format: BlockFormat) -> MXTensor:
     return quantize_wide(Wide(total, unit - _ADD_GUARD_BITS), format)
 
 
-def silu_wide(x: Wide) -> Wide:
+def silu_wide(x: Wide, exp2_bits: int = 5, reciprocal_bits: int = 5) -> Wide:
     """``x * sigmoid(x)`` of 16-bit codes: an 18-bit signed mantissa and its exponent.
 
     Contract, for the code ``g`` at the exponent ``e``: ``t = floor(|g| * LOG2_E * 2**(e - 2))``
@@ -40,29 +40,42 @@ def silu_wide(x: Wide) -> Wide:
     ``w = r`` for ``g >= 0``, else ``(r * M) >> 15`` with the exponent ``I`` more.
     The result is ``(g * w) >> 14`` at ``e - 1`` (plus ``I``). Both tails have the right relative
     error, since a negative input takes ``2**t / (1 + 2**t)`` and not ``1 - sigmoid``.
+
+    Parameters
+    ----------
+    x : Wide
+    exp2_bits, reciprocal_bits : int
+        Logarithm of each table's entries.
     """
     magnitude = x.mantissa.abs() * LOG2_E
     # A left shift that cannot saturate every non-zero input must stay within int64.
     position = (2 - x.exponent).clamp(min=-24)
     t = shift_floor(magnitude, position).clamp(max=_LARGEST_EXPONENT)
-    mantissa, exponent = exp2_fixed(-t)
+    mantissa, exponent = exp2_fixed(-t, exp2_bits)
     denominator = (1 << 15) + shift_floor(mantissa, -exponent)
-    reciprocal = torch.where(
-        denominator >> 16 > 0, 1 << 14, reciprocal_table().evaluate(denominator & 0x7FFF)
-    )
+    table = reciprocal_table(reciprocal_bits)
+    reciprocal = torch.where(denominator >> 16 > 0, 1 << 14, table.evaluate(denominator & 0x7FFF))
     negative = x.mantissa < 0
     weight = torch.where(negative, (reciprocal * mantissa) >> 15, reciprocal)
     shifted = torch.where(negative, exponent, 0)
     return Wide((x.mantissa * weight) >> 14, x.exponent - 1 + shifted)
 
 
-def silu(x: MXTensor, format: BlockFormat) -> MXTensor:
+def silu(
+    x: MXTensor, format: BlockFormat, exp2_bits: int = 5, reciprocal_bits: int = 5
+) -> MXTensor:
     """:func:`silu_wide` of every element, requantised."""
-    return quantize_wide(silu_wide(widen(x)), format)
+    return quantize_wide(silu_wide(widen(x), exp2_bits, reciprocal_bits), format)
 
 
-def swiglu(gate: MXTensor, up: MXTensor, format: BlockFormat) -> MXTensor:
+def swiglu(
+    gate: MXTensor,
+    up: MXTensor,
+    format: BlockFormat,
+    exp2_bits: int = 5,
+    reciprocal_bits: int = 5,
+) -> MXTensor:
     """``silu(gate) * up``: the exact product of :func:`silu_wide` and the code of ``up``."""
-    left, right = silu_wide(widen(gate)), widen(up)
+    left, right = silu_wide(widen(gate), exp2_bits, reciprocal_bits), widen(up)
     product = Wide(left.mantissa * right.mantissa, left.exponent + right.exponent)
     return quantize_wide(product, format)

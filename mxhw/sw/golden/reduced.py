@@ -133,7 +133,7 @@ class Online:
     total: torch.Tensor
 
 
-def online_softmax(scores: torch.Tensor) -> Online:
+def online_softmax(scores: torch.Tensor, index_bits: int = 5) -> Online:
     """Numerators and total of a softmax in one pass over the last axis.
 
     Contract: with ``M, I`` the table's mantissa of ``2**score`` and ``floor(score)``, the maximum
@@ -145,13 +145,15 @@ def online_softmax(scores: torch.Tensor) -> Online:
     ----------
     scores : int64 tensor ``[..., positions]``
         Base-2 logits with 12 fraction bits.
+    index_bits : int
+        The table has ``2**index_bits`` entries.
     """
     fraction = scores & ((1 << EXP2_FRACTION_BITS) - 1)
     whole = scores >> EXP2_FRACTION_BITS
     maximum = torch.cummax(whole, -1).values
     shift = torch.diff(maximum, dim=-1, prepend=maximum[..., :1]).clamp(max=ONLINE_MOST_SHIFT)
     down = maximum - whole
-    mantissa = torch.where(down > ONLINE_SMALLEST, 0, exp2_table().evaluate(fraction))
+    mantissa = torch.where(down > ONLINE_SMALLEST, 0, exp2_table(index_bits).evaluate(fraction))
     down = down.clamp(max=ONLINE_SMALLEST)
     terms = (mantissa << ONLINE_GUARD_BITS) >> down
     total = torch.zeros_like(terms[..., 0])
