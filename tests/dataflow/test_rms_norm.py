@@ -105,7 +105,6 @@ def test_other_shapes(wide, narrow, dim, lanes, epsilon):
         check_stream(unit, {"i": beats(x, lanes)}, {"o": want}, stalls=stalls)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rsqrt_bits", [3, 4])
 def test_fewer_entries(rsqrt_bits):
     x, used = vectors(11, 64), weights(3, 64)
@@ -114,6 +113,7 @@ def test_fewer_entries(rsqrt_bits):
     check_stream(unit, {"i": beats(x, 4)}, {"o": want}, stalls=[(0.7, 0.6)])
 
 
+@pytest.mark.slow
 def test_many_vectors():
     x, used = vectors(400, 128), weights(11, 128)
     want = expected(x, used, NARROW, 4)

