@@ -110,7 +110,7 @@ def nonlinear_shares(
             {
                 **node,
                 "error": function,
-                "error_share": None if not added else function**2 / added**2,
+                "error_share": None if function is None or not added else function**2 / added**2,
                 "error_share_of_all": None if function is None else function**2 / power,
                 "luts": unit and unit["luts"],
                 "area_share": unit and unit["luts"] / luts,

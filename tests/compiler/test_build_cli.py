@@ -131,11 +131,14 @@ def test_other_options(cli, stand):
         "Hi",
         "--clock",
         "70",
+        "--table-budget",
+        "0.25",
     )
     assert status == 0
     settings = stand.seen[0][1]
     assert (settings.weight_format, settings.activation_format) == ("mxfp4_e2m1", "mxint8")
     assert (settings.tokens, settings.prompt, settings.clock_mhz) == (5, "Hi", 70.0)
+    assert settings.table_budget == 0.25
     assert Path("x/report.json").is_file()
     assert err.startswith("Weights in mxfp4_e2m1, activations in mxint8.\n")
 
@@ -194,6 +197,8 @@ def test_other_formats_have_a_folder_of_their_own(cli, stand):
             "Clock of 5000 MHz cannot be made on 'ulx3s-85f': No PLL setting makes "
             "5000000000 Hz from 25000000 Hz",
         ),
+        (("llama", "--table-budget", "0"), "Table budget must be above 0, not 0"),
+        (("llama", "--table-budget", "nan"), "Table budget must be above 0, not nan"),
         (("llama", "--tokens", "0"), "Number of tokens must be at least 1, not 0"),
         (
             ("llama", "--tokens", "many"),

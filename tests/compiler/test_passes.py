@@ -39,6 +39,7 @@ def test_passes_are_named_and_described():
         "pad-to-blocks",
         "assign-formats",
         "lower-operators",
+        "choose-tables",
         "append-argmax",
     ]
     assert all(step.summary for step in LOWERING)

@@ -60,6 +60,12 @@ def test_page_holds_the_figures(tmp_path):
     assert "6.2100" in sections["accuracy"]
     assert "× 1.0016 ± 0.0008" in sections["accuracy"]
     assert "66.50 MHz" in sections["clock"]
+    assert "Nonlinear functions" in sections["accuracy"]
+    assert "exp2 32, reciprocal 32" in sections["accuracy"]
+    norms = [row for row in report["nonlinear"] if row["operator"] == "rms_norm"]
+    assert f"{100 * norms[0]['area_share']:.1f} %" in sections["accuracy"]
+    for norm in norms:
+        assert f"{100 * norm['error_share']:.3f} %" in sections["accuracy"]
     assert "design.decoder.norm.total" in sections["clock"]
     assert "not measured" not in "".join(sections.values())
     assert page.startswith("<!doctype html>")
