@@ -8,7 +8,7 @@ import torch
 
 from mxhw.lut import OnlineSoftmax
 from mxhw.sw.golden.reduced import online_softmax
-from tests.support import check_stream, measure_latency_and_interval
+from tests.support import check_stream, measure_latency_and_interval, pack, run_stream
 
 
 def inputs_of(rows):
@@ -61,6 +61,16 @@ def test_fewer_entries(index_bits):
 
 # Largest relative errors of numerators over their total, and 10 % more.
 LIMITS = {3: 2.9e-3 * 1.1, 4: 9.6e-4 * 1.1, 5: 5.8e-4 * 1.1}
+
+
+@pytest.mark.slow
+def test_row_of_16384():
+    generator = random.Random(16384)
+    row = [round(generator.gauss(0, 3.6) * 4096) for _ in range(1 << 14)]
+    want = golden([row])
+    unit = OnlineSoftmax()
+    got = run_stream(unit, {"i": inputs_of([row])}, {"o": len(row)}, engine="cxxrtl")["o"]
+    assert got == [pack(unit.o.payload.shape(), payload) for payload in want]
 
 
 def test_longest_row():

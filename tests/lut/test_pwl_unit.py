@@ -121,6 +121,19 @@ def test_loadable_table(entries, shift):
     check_stream(unit, streams, {"o": want.tolist()}, stalls=STALLS)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("entries", [8, 16, 32])
+def test_loadable_table_and_every_16_bit_code(entries):
+    table = fit("tanh", entries=entries, bits=10, scales=(0, 5), tails="free")
+    words = PwlWords.of(table, code_bits=16, scale=5)
+    unit = LoadablePwlUnit(code_bits=16, slope_bits=10, intercept_bits=20, entries=entries)
+    codes = every_code(16)
+    streams = {"i": codes.tolist(), "i_table": unit.table_words(words)}
+    got = run_stream(unit, streams, {"o": len(codes)}, engine="cxxrtl")["o"]
+    shape = unit.o.payload.shape()
+    assert [unpack(shape, bits) for bits in got] == pwl_values(words, codes).tolist()
+
+
 def test_short_intercepts():
     words = PwlWords.of(GELU, code_bits=8, scale=6)
     unit = LoadablePwlUnit(intercept_bits=8, intercept_shift=6)
