@@ -161,7 +161,8 @@ class _Scheduler:
         if step.destination is Destination.ROPE:
             self._rotate(step, times)
         elif step.destination is Destination.VALUES:
-            self._value_written = times[-1]
+            # Through the register before the cache.
+            self._value_written = times[-1] + 1
         elif step.destination is Destination.ATTENTION:
             stride = self._d["attention_beat"]
             done = self._blocks(self._slowed(times, stride), self._d["attention"], stride)

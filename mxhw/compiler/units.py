@@ -42,6 +42,7 @@ _PARTS = {
     "result_route": "routes",
     "wide_queue": "routes",
     "wide_route": "routes",
+    "values_register": "routes",
     "fixed_route": "routes",
     "fixed_queue": "fixed_queues",
     "logits_queue": "fixed_queues",

@@ -386,15 +386,18 @@ class FoldedDecoder(wiring.Component):
         link(m, results[Destination.GATED.value], self._gated.i)
         link(m, results[Destination.ATTENTION.value], self._attention.i)
         values = results[Destination.VALUES.value]
-        into = self._values.i
+        # What a value leads to in the cache would come behind all of the route.
+        beat = payload_shape(self._values.i)
+        m.submodules.values_register = into = StreamRegister(shape=beat)
+        link(m, into.o, self._values.i)
         m.d.comb += [
-            into.payload.scale.eq(values.payload.scale),
-            into.valid.eq(values.valid),
-            values.ready.eq(into.ready),
+            into.i.payload.scale.eq(values.payload.scale),
+            into.i.valid.eq(values.valid),
+            values.ready.eq(into.i.ready),
         ]
         for lane in range(shape.lanes):
             # A narrow result is sign-extended in the quantiser's wide element.
-            m.d.comb += into.payload.elements[lane].eq(values.payload.elements[lane])
+            m.d.comb += into.i.payload.elements[lane].eq(values.payload.elements[lane])
 
         link(m, self._fixed_route.o[0], self._softmax.i)
         link(m, self._fixed_route.o[1], self._tap.i)

@@ -114,7 +114,7 @@ class ColumnMemory(wiring.Component):
     o : ``Out(stream.Signature(unsigned(...)))``
         Words: cells from row 0 of column 0 on.
     pending : ``Out(1)``
-        A read that was taken waits for ``o``: it would see what is written now.
+        A read that was taken is not made yet: it might see what is written now. A register.
 
     Timing
     ------
@@ -194,7 +194,7 @@ class ColumnMemory(wiring.Component):
             if group == 0:
                 m.d.comb += [
                     read.ready.eq(take),
-                    self.pending.eq(addressed[0] & ~make),
+                    self.pending.eq(addressed[0]),
                     self.o.valid.eq(valids[0]),
                 ]
             start = group * _COLUMNS_A_COPY

@@ -1,6 +1,6 @@
 """Joins and splits of streams by a static schedule: one command, then a run of transfers."""
 
-from amaranth import Module, Signal, Value, unsigned
+from amaranth import Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
@@ -27,28 +27,31 @@ def _check(ports: int, count_bits: int) -> None:
 
 
 class _Scheduled(wiring.Component):
-    """The command register that both directions share: a port and transfers left to pass."""
+    """What both directions share: which port passes transfers, and how many are left."""
 
-    def _schedule(self, m: Module, transfer, copies: int = 1) -> tuple[list[Signal], Signal]:
-        """Copies of the port's register, and whether a run is under way."""
+    def _schedule(self, m: Module, transfer) -> Signal:
+        """For each port, whether it passes transfers now."""
         command = self.i_command
-        ports = register_copies(bits_for(self.ports - 1), copies, "port")
         left = Signal(self.count_bits)
-        # What the handshakes depend on are registers of their own: comparisons of the count would
-        # stand at the begin of the longest chains of valid and ready in a design.
+        # What the handshakes depend on are registers of their own: comparisons of the count or of
+        # the port would stand at the begin of the longest chains of valid and ready in a design.
+        chosen = Signal(self.ports)
         busy = Signal()
         last = Signal()
         m.d.comb += command.ready.eq(~busy)
         with m.If(transfer):
-            m.d.sync += [left.eq(left - 1), busy.eq(~last), last.eq(left == 2)]
+            m.d.sync += [left.eq(left - 1), last.eq(left == 2)]
+            with m.If(last):
+                m.d.sync += [busy.eq(0), chosen.eq(0)]
         with m.If(command.valid & command.ready):
-            m.d.sync += [port.eq(command.payload.port) for port in ports]
+            some = command.payload.count != 0
             m.d.sync += [
                 left.eq(command.payload.count),
-                busy.eq(command.payload.count != 0),
+                busy.eq(some),
+                chosen.eq(Mux(some, 1 << command.payload.port, 0)),
                 last.eq(command.payload.count == 1),
             ]
-        return ports, busy
+        return chosen
 
 
 class StreamSelect(_Scheduled):
@@ -102,14 +105,15 @@ class StreamSelect(_Scheduled):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        ports, busy = self._schedule(m, self.o.valid & self.o.ready, self._copies)
-        with m.Switch(ports[0]):
-            for index in range(self.ports):
-                with m.Case(index):
-                    m.d.comb += [
-                        self.o.valid.eq(self.i[index].valid & busy),
-                        self.i[index].ready.eq(self.o.ready & busy),
-                    ]
+        chosen = self._schedule(m, self.o.valid & self.o.ready)
+        ports = register_copies(bits_for(self.ports - 1), self._copies, "port")
+        with m.If(self.i_command.valid & self.i_command.ready):
+            m.d.sync += [port.eq(self.i_command.payload.port) for port in ports]
+        valids = Cat(source.valid for source in self.i)
+        m.d.comb += self.o.valid.eq((valids & chosen).any())
+        m.d.comb += [
+            source.ready.eq(self.o.ready & chosen[index]) for index, source in enumerate(self.i)
+        ]
         payloads = [Value.cast(self.i[index].payload) for index in range(self.ports)]
         part = -(-len(payloads[0]) // self._copies)
         for copy, port in enumerate(ports):
@@ -170,16 +174,14 @@ class StreamRoute(_Scheduled):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        (port,), busy = self._schedule(m, self.i.valid & self.i.ready)
-        for index in range(self.ports):
+        chosen = self._schedule(m, self.i.valid & self.i.ready)
+        readies = Cat(target.ready for target in self.o)
+        m.d.comb += self.i.ready.eq((readies & chosen).any())
+        for index, target in enumerate(self.o):
             m.d.comb += [
-                self.o[index].payload.eq(self.i.payload),
-                self.o[index].valid.eq(self.i.valid & busy & (port == index)),
+                target.payload.eq(self.i.payload),
+                target.valid.eq(self.i.valid & chosen[index]),
             ]
-        with m.Switch(port):
-            for index in range(self.ports):
-                with m.Case(index):
-                    m.d.comb += self.i.ready.eq(self.o[index].ready & busy)
         return m
 
 
