@@ -130,8 +130,8 @@ def _caches(b: FoldedBinding) -> dict[str, UnitCost]:
     value = column_cost(depth=positions * shape.value_groups, rows=shape.rows, widths=columns)
     scales = block_rams(shape.rows * 9, -(-words // shape.rows))
     return {
-        "keys": UnitCost(107, 116, 0, key["block_rams"]),
-        "values": UnitCost(190, 202, 0, value["block_rams"] + scales),
+        "keys": UnitCost(156, 338, 0, key["block_rams"]),
+        "values": UnitCost(207, 381, 0, value["block_rams"] + scales),
     }
 
 
@@ -195,13 +195,13 @@ def _control(b: FoldedBinding) -> dict[str, UnitCost]:
     return {
         "sequencer": UnitCost(255, 135),
         "weight_select": UnitCost(2.03 * word, 13),
-        "routes": UnitCost(200 + _queue(wide, 2).lut, 77),
+        "routes": UnitCost(210 + _queue(wide, 2).lut, 130),
         "operands": _queue(beat, shape.max_blocks * shape.beats_per_block),
         "queries": head,
         "attended": head,
         "fixed_queues": UnitCost(
             2 * _queue(24 * shape.lanes, 2).lut + _queue(bits_for(b.shape.vocabulary - 1), 2).lut,
-            24 * shape.lanes + 31,
+            48 * shape.lanes + 32,
         ),
         "scales_queue": _queue(SCALE_BITS * shape.lanes, 2),
         "commands": UnitCost(queues * 36, queues * 9),

@@ -45,6 +45,7 @@ _PARTS = {
     "values_register": "routes",
     "fixed_route": "routes",
     "fixed_queue": "fixed_queues",
+    "fixed_register": "fixed_queues",
     "logits_queue": "fixed_queues",
     "logits_register": "fixed_queues",
     "token_queue": "fixed_queues",

@@ -151,7 +151,7 @@ class FoldedDecoder(wiring.Component):
             "embedding": self._embedding.latency,
             "engine": self._engine.latency,
             "quantizer": self._quantizer.latency + 1,
-            "fixed": self._to_fixed.latency + 1,
+            "fixed": self._to_fixed.latency + 2,
             "argmax": self._argmax.latency + 1,
             "residual": self._residual.latency,
             "norm": self._norm.latency,
@@ -377,8 +377,11 @@ class FoldedDecoder(wiring.Component):
         fixed_beat = FixedBeat(lanes=shape.lanes)
         m.submodules.fixed_queue = fixed_queue = StreamFifo(shape=fixed_beat, depth=2)
         m.submodules.logits_queue = logits_queue = StreamFifo(shape=fixed_beat, depth=2)
+        # Comparisons with the maximum so far follow, which should not begin at a memory.
+        m.submodules.fixed_register = fixed_register = StreamRegister(shape=fixed_beat)
         link(m, self._to_fixed.o, fixed_queue.i)
-        link(m, fixed_queue.o, self._fixed_route.i)
+        link(m, fixed_queue.o, fixed_register.i)
+        link(m, fixed_register.o, self._fixed_route.i)
 
         results = self._wide_route.o
         link(m, results[Destination.ROPE.value], self._rope.i)

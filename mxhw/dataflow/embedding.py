@@ -99,6 +99,7 @@ class Embedding(wiring.Component):
         held = Signal()
         # A register: the way from here goes on through the route to every block RAM of the words.
         open_ = Signal()
+        row = Signal.like(self.i_command.payload.row)
         take = Signal()
         last = beat == beats - 1
         codes = block.elements.as_value()
@@ -116,11 +117,11 @@ class Embedding(wiring.Component):
             code = lanes[lane * bits : (lane + 1) * bits].as_signed()
             m.d.comb += queue.i.payload.mantissas[lane].eq(code)
         with m.If(~held & self.i_command.valid):
-            m.d.sync += open_.eq(1)
+            m.d.sync += [open_.eq(1), row.eq(self.i_command.payload.row)]
         with m.If(take):
             m.d.sync += [
                 open_.eq(0),
-                block.eq(self.i.payload[self.i_command.payload.row]),
+                block.eq(self.i.payload[row]),
                 held.eq(1),
                 word.eq(Mux(word == self._blocks - 1, 0, word + 1)),
             ]
