@@ -265,9 +265,11 @@ def _softmax_error(index_bits: int) -> float:
 
 def _norm_error(index_bits: int) -> float:
     """Of the factor of a layer norm, random vectors."""
-    codes = (
-        (torch.randn(4000, 64, generator=torch.Generator().manual_seed(1)) * 3000).round().long()
-    )
+    generator = torch.Generator().manual_seed(1)
+    # Spreads of a factor of 16, so that every mantissa occurs.
+    spread = 500 * torch.exp2(4 * torch.rand(4000, 1, generator=generator))
+    codes = (torch.randn(4000, 64, generator=generator) * spread).round().long()
+    codes = codes.clamp(-(1 << 15), (1 << 15) - 1)
     sums = codes.sum(-1), (codes**2).sum(-1), torch.full((4000,), -12)
     factor = layer_norm_factor(
         *sums, code_bits=16, dim=64, epsilon=1e-5, index_bits=index_bits
