@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mxhw import __version__
-from mxhw.cli import Interrupted, run_command
+from mxhw.cli import Interrupted, model_options, run_command
 from mxhw.errors import UserError
 
 # What loads PyTorch or the compiler is imported where it is used, so that help is immediate.
@@ -42,32 +42,7 @@ stood when the same command is given again."""
     help=f"Build for a board ({DEFAULT_BOARD} if no name is given); without this option the build "
     "ends after simulation.",
 )
-@click.option(
-    "--format",
-    "format_",
-    metavar="W[/A]",
-    default="mxint8",
-    show_default=True,
-    help="MX formats of weights and activations. One name sets the weights, and the activations "
-    "too if it is MXINT of at most 8 bits; else they are mxint8.",
-)
-@click.option(
-    "--table-budget",
-    metavar="X",
-    type=float,
-    default=0.1,
-    show_default=True,
-    help="Largest error of a node's function tables, in half steps of the activation format; it "
-    "decides how many entries they get.",
-)
-@click.option(
-    "--clock",
-    metavar="MHZ",
-    type=float,
-    default=65.0,
-    show_default=True,
-    help="Clock of the design on the board.",
-)
+@model_options
 @click.option(
     "--tokens",
     metavar="N",
@@ -82,19 +57,6 @@ stood when the same command is given again."""
     default="Once upon a time",
     show_default=True,
     help="Text to continue.",
-)
-@click.option(
-    "--context",
-    metavar="N",
-    type=click.IntRange(min=8),
-    help="Positions to build for, where MODEL is a path; by default those of the model, at most "
-    "1024.",
-)
-@click.option(
-    "--tokenizer",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Tokenizer of a llama2.c model, where it is not beside the model.",
 )
 @click.option(
     "--out",

@@ -6,16 +6,66 @@ for a missing tool, 130 for an interrupt.
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import click
 
 from mxhw.errors import MxhwError, UserError
 
-__all__ = ["INTERRUPT_STATUS", "Interrupted", "run_command"]
+__all__ = ["INTERRUPT_STATUS", "Interrupted", "model_options", "run_command"]
 
 INTERRUPT_STATUS = 130
 _INTERNAL_STATUS = 2
+_MODEL_OPTIONS = (
+    click.option(
+        "--format",
+        "format_",
+        metavar="W[/A]",
+        default="mxint8",
+        show_default=True,
+        help="MX formats of weights and activations. One name sets the weights, and the "
+        "activations too if it is MXINT of at most 8 bits; else they are mxint8.",
+    ),
+    click.option(
+        "--table-budget",
+        metavar="X",
+        type=float,
+        default=0.1,
+        show_default=True,
+        help="Largest error of a node's function tables, in half steps of the activation format; "
+        "it decides how many entries they get.",
+    ),
+    click.option(
+        "--clock",
+        metavar="MHZ",
+        type=float,
+        default=65.0,
+        show_default=True,
+        help="Clock of the design on the board.",
+    ),
+    click.option(
+        "--context",
+        metavar="N",
+        type=click.IntRange(min=8),
+        help="Positions to build for, where MODEL is a path; by default those of the model, at "
+        "most 1024.",
+    ),
+    click.option(
+        "--tokenizer",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Tokenizer of a llama2.c model, where it is not beside the model.",
+    ),
+)
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what is built of a model: every command means one design by them."""
+    for option in reversed(_MODEL_OPTIONS):
+        function = option(function)
+    return function
 
 
 class Interrupted(MxhwError):
@@ -25,7 +75,9 @@ class Interrupted(MxhwError):
 
 
 def _report(message: str) -> None:
-    click.echo(f"mxhw: error: {message}", err=True)
+    # Names of files and what is in them can hold anything; a terminal must not obey it.
+    shown = (letter if letter.isprintable() or letter == "\n" else " " for letter in message)
+    click.echo(f"mxhw: error: {''.join(shown)}", err=True)
 
 
 def run_command(command: click.Command, program: str, arguments: Sequence[str] | None) -> int:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mxhw import __version__
 from mxhw.build import DEFAULT_BOARD, model_source
-from mxhw.cli import Interrupted, run_command
+from mxhw.cli import Interrupted, model_options, run_command
 from mxhw.errors import BuildError, MxhwError, UserError
 
 if TYPE_CHECKING:
@@ -60,29 +60,7 @@ _SIMULATION_TIMEOUT_S = 600.0
     show_default=True,
     help="Board that the design was or would be built for.",
 )
-@click.option(
-    "--format",
-    "format_",
-    metavar="W[/A]",
-    default="mxint8",
-    show_default=True,
-    help="MX formats of weights and activations, as for mxhw.build.",
-)
-@click.option("--context", metavar="N", type=click.IntRange(min=8), help="As for mxhw.build.")
-@click.option(
-    "--tokenizer",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="As for mxhw.build.",
-)
-@click.option(
-    "--clock",
-    metavar="MHZ",
-    type=float,
-    default=65.0,
-    show_default=True,
-    help="Clock that a simulated design stands for.",
-)
+@model_options
 @click.option(
     "--tokens",
     metavar="N",

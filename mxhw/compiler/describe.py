@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from mxhw import ops
-from mxhw.compiler.frontend import Node
+from mxhw.compiler.frontend import Node, source_code
 from mxhw.compiler.lower import reset_caches
 from mxhw.compiler.trace import GoldenTrace
 from mxhw.sw.golden.attention import Probabilities
@@ -74,6 +74,7 @@ def _describe(module: fx.GraphModule, node: Node, value: Any, context: int) -> d
         "operator": node.target.__name__,
         "origin": origin if origin.isprintable() and " " not in origin else "",
         "source": str(node.meta.get("source", "")),
+        "code": source_code(node),
         "format": name,
         "shape": shape,
         "weight": weight,
@@ -99,9 +100,9 @@ def describe_graph(lowered: fx.GraphModule, context: int) -> dict[str, Any]:
     -------
     dict
         ``inputs``: names of the placeholders; ``nodes``: for each operator its ``name``,
-        ``operator``, ``origin`` (the model's module), ``source`` (file and line), ``format`` and
-        ``shape`` of its value, ``weight`` (format and shape, or null), ``units`` of the hardware
-        and ``inputs`` (names of nodes or placeholders).
+        ``operator``, ``origin`` (the model's module), ``source`` (file and line), ``code`` (text
+        of that line), ``format`` and ``shape`` of its value, ``weight`` (format and shape, or
+        null), ``units`` of the hardware and ``inputs`` (names of nodes or placeholders).
     """
     trace = GoldenTrace(lowered)
     reset_caches(lowered)

@@ -24,6 +24,7 @@ __all__ = [
     "SUPPORTED_MODULES",
     "capture",
     "check_supported",
+    "source_code",
     "source_line",
 ]
 
@@ -96,12 +97,25 @@ def capture(module: nn.Module) -> fx.GraphModule:
 
 def source_line(node: fx.Node) -> str:
     """The user's file and line of a node, as ``file:line``, or the node's name if unknown."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.stack_trace or "")
-    outside = [f for f in frames if "/torch/" not in f[0]]
-    if not outside:
+    frame = _frame(node)
+    if frame is None:
         return f"node {node.name!r}"
-    path, line = outside[-1]
+    path, line, _ = frame
     return f"{path.rsplit('/', 1)[-1]}:{line}"
+
+
+def source_code(node: fx.Node) -> str:
+    """The text of the line that :func:`source_line` names; empty if unknown."""
+    frame = _frame(node)
+    return "" if frame is None else frame[2].strip()
+
+
+def _frame(node: fx.Node) -> tuple[str, str, str] | None:
+    """File, line and code of the innermost call in the user's files."""
+    trace = node.stack_trace or ""
+    frames = re.findall(r'File "([^"]+)", line (\d+)[^\n]*(?:\n {4}([^\n]*))?', trace)
+    outside = [f for f in frames if "/torch/" not in f[0]]
+    return outside[-1] if outside else None
 
 
 def _advice(name: str, supported: list[str]) -> str:

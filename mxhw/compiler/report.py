@@ -152,7 +152,7 @@ def make_report(
     utilisation = macs / (plan["multipliers"] * cycles) if macs and cycles and plan else None
     report = {
         "version": __version__,
-        "model": settings.model,
+        "model": settings.name,
         "format": settings.format,
         "board": settings.target if settings.board else None,
         "text": golden.get("text"),

@@ -208,7 +208,8 @@ def place_and_route(
     seed : int
         Seed of the placer.
     unit_of : callable, optional
-        Maps the hierarchy of a name to a unit: the result then says where the units are.
+        Maps the hierarchy of a name to a unit: the result then says where the units are, if the
+        clocks are met.
 
     Raises
     ------
@@ -246,7 +247,10 @@ def place_and_route(
             parser=ProgressParser("place and route", on_progress),
         )
         utilisation, timing = read_route_report(work.path / "timing.json")
-        floorplan = unit_of and read_floorplan(work.path / "placed.json", unit_of)
+        # Of a placement that is too slow nothing is kept, and reading it takes seconds.
+        floorplan = None
+        if unit_of is not None and timing.met:
+            floorplan = read_floorplan(work.path / "placed.json", unit_of)
         work.keep(f"{TOP}.config", f"{TOP}.lpf", "timing.json", "route.log")
     return Routing(
         configuration=Path(build_dir) / f"{TOP}.config",

@@ -160,7 +160,9 @@ def read_stories(path: Path) -> list[str]:
         text = (lzma.decompress(data) if path.suffix == ".xz" else data).decode()
     except OSError as error:
         raise UserError(f"Text {path} cannot be read: {error.strerror}") from error
-    except (lzma.LZMAError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"Text {path} must be UTF-8, but byte {error.start} is not") from error
+    except lzma.LZMAError as error:
         raise UserError(f"Text {path} is invalid: {error}") from error
     stories = [story.strip() for story in text.split(SEPARATOR)]
     stories = [story for story in stories if story]

@@ -1,6 +1,7 @@
 """Numbers and places of the page's charts; the templates draw them as SVG."""
 
 import dataclasses
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -135,7 +136,7 @@ def cycles_curve(by_position: Mapping[str, int]) -> Curve | None:
     pairs = sorted((int(position) + 1, cycles) for position, cycles in by_position.items())
     if len(pairs) < 2:
         return None
-    width, height, left, bottom, right, top = 640.0, 230.0, 54.0, 200.0, 628.0, 14.0
+    width, height, left, bottom, right, top = 460.0, 220.0, 48.0, 190.0, 448.0, 14.0
     last = pairs[-1][0]
     high = max(cycles for _, cycles in pairs) * 1.05
 
@@ -147,12 +148,14 @@ def cycles_curve(by_position: Mapping[str, int]) -> Curve | None:
 
     points = [(x_of(x), y_of(y), x, y) for x, y in pairs]
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y, _, _ in points)
-    x_ticks = [(x_of(value), value) for value in round_ticks(0, last, 6)]
+    x_ticks = [(x_of(value), value) for value in round_ticks(0, last, 4)]
     y_ticks = [(y_of(value), value) for value in round_ticks(0, high, 5)]
     return Curve(width, height, left, bottom, path, points, x_ticks, y_ticks)
 
 
-def error_chart(names: Sequence[str], errors: Mapping[str, Any]) -> dict[str, Any] | None:
+def error_chart(
+    names: Sequence[str], errors: Mapping[str, Any], repetition: Repetition | None
+) -> dict[str, Any] | None:
     """Error of every node in the graph's order: what has come together, what the node adds."""
     nodes = errors.get("nodes", {})
     if not nodes:
@@ -180,6 +183,11 @@ def error_chart(names: Sequence[str], errors: Mapping[str, Any]) -> dict[str, An
             }
         )
     ticks = [(bottom - (bottom - top) * tick / high, tick) for tick in round_ticks(0, high, 4)]
+    layers = []
+    if repetition is not None and repetition.count > 1:
+        start, length = repetition.start, repetition.length
+        edges = [left + step * (start + length * n) for n in range(repetition.count + 1)]
+        layers = list(itertools.pairwise(edges))
     return {
         "width": width,
         "height": height,
@@ -189,6 +197,7 @@ def error_chart(names: Sequence[str], errors: Mapping[str, Any]) -> dict[str, An
         "top": top,
         "bars": bars,
         "ticks": ticks,
+        "layers": layers,
     }
 
 

@@ -1,6 +1,8 @@
 """The dataflow graph as a picture: repeated layers are drawn once, nodes get places, edges ways."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +17,10 @@ _SPACE_ACROSS, _SPACE_DOWN = 24, 54
 _TRUNK = 24
 """Length of an edge's straight beginning, where its label stands."""
 _MARGIN = 14
+_SHEET = 1.25
+"""Height over width of what a sheet of paper has room for."""
+_CUT = 10
+"""Distance of a cut from the nodes below it, so that arrows keep their heads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +86,8 @@ class Picture:
     wires : list of Wire
     frame : (float, float, float, float) or None
         Left, top, width and height of what is repeated.
+    pages : list of (float, float)
+        Top and bottom of the parts that a sheet of paper holds at a size that can be read.
     repetition : Repetition
     """
 
@@ -88,6 +96,7 @@ class Picture:
     boxes: dict[int, Box]
     wires: list[Wire]
     frame: tuple[float, float, float, float] | None
+    pages: list[tuple[float, float]]
     repetition: Repetition
 
 
@@ -259,7 +268,20 @@ def draw_graph(nodes: Sequence[Mapping[str, Any]]) -> Picture:
         bottom = max(box.y for box in inside) + HEIGHT + 24
         frame = (2.0, top_side, right - left - 4, bottom - top_side)
     height = max(box.y for box in boxes.values()) + HEIGHT + _MARGIN + 18
-    return Picture(right - left, height, boxes, wires, frame, repetition)
+    pages = _paper(right - left, height, sorted({box.y for box in boxes.values()}))
+    return Picture(right - left, height, boxes, wires, frame, pages, repetition)
+
+
+def _paper(width: float, height: float, rows: Sequence[float]) -> list[tuple[float, float]]:
+    """Parts of about equal height that fill sheets, cut above rows of nodes."""
+    count = math.ceil(height / (_SHEET * width))
+    cuts = [0.0]
+    for part in range(1, count):
+        wanted = height * part / count
+        cut = min(rows, key=lambda row: abs(row - wanted)) - _CUT
+        if cut > cuts[-1]:
+            cuts.append(cut)
+    return list(itertools.pairwise([*cuts, height]))
 
 
 def _wires(

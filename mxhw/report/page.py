@@ -21,7 +21,22 @@ _RESOURCES = {
     "block_rams": "block RAMs",
     "multipliers": "multipliers",
 }
+_SHAPE = {
+    "vocabulary_size": "vocabulary",
+    "dim": "width",
+    "hidden": "feed-forward width",
+    "layers": "layers",
+    "heads": "query heads",
+    "kv_heads": "key/value heads",
+    "head_size": "head size",
+    "context": "context",
+    "rope_theta": "base of the rotary angles",
+    "norm_epsilon": "norm epsilon",
+    "tied": "head is the embedding",
+    "qkv_bias": "biases on q, k and v",
+}
 _QUOTE_LETTERS = 420
+_THIN = "\N{NO-BREAK SPACE}"
 
 
 def _thousands(value: float | str) -> str:
@@ -29,17 +44,17 @@ def _thousands(value: float | str) -> str:
 
 
 def _percent(value: float, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f} %"
+    return f"{100 * value:.{digits}f}{_THIN}%"
 
 
 def _signed_percent(value: float) -> str:
-    return f"{100 * value:+.1f} %"
+    return f"{100 * value:+.1f}{_THIN}%"
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _environment() -> jinja2.Environment:
@@ -51,7 +66,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        thousands=_thousands, percent=_percent, signed_percent=_signed_percent, plain=_plain
+        thousands=_thousands, percent=_percent, signed_percent=_signed_percent
     )
     return environment
 
@@ -67,7 +82,7 @@ def _kind(format: str, narrow: str) -> str:
 
 def _label(node: Mapping[str, Any]) -> str:
     """Where in the model a node comes from, as short as a box needs it."""
-    origin = re.sub(r"^.*?\d+\.", "", node["origin"]) or node["name"]
+    origin = re.sub(r"^.*?\d+\.", "", node["origin"]) or node["source"] or node["name"]
     return origin if len(origin) <= 22 else origin.rsplit(".", 1)[-1]
 
 
@@ -81,6 +96,7 @@ def _nodes(facts: Facts, narrow: str) -> list[dict[str, Any]]:
         error = errors.get(node["name"], {})
         result.append(
             {
+                "code": "",
                 **node,
                 "label": _label(node),
                 "kind": _kind(node["format"], narrow),
@@ -264,7 +280,10 @@ def _hardware(facts: Facts) -> dict[str, Any]:
         "multipliers": plan.get("multipliers", 0),
         "plan_context": plan.get("context"),
         "binding": plan.get("binding"),
-        "architecture": plan.get("architecture"),
+        "architecture": [
+            (_SHAPE.get(key, key.replace("_", " ")), _plain(value))
+            for key, value in plan.get("architecture", {}).items()
+        ],
     }
 
 
@@ -276,6 +295,7 @@ def _script_data(page: Mapping[str, Any]) -> dict[str, Any]:
         "operator",
         "origin",
         "source",
+        "code",
         "format",
         "shape",
         "weight",
@@ -325,7 +345,9 @@ def _page(facts: Facts) -> dict[str, Any]:
         "unit_titles": {**UNIT_TITLES, "engine": "multiplying", "operands": "loading"},
         "slowest": max(report["wall_seconds"].values(), default=1.0) or 1.0,
         "functions": _functions(report.get("nonlinear") or ()),
-        "error_chart": charts.error_chart(names, facts.errors),
+        "error_chart": charts.error_chart(
+            names, facts.errors, picture.repetition if picture else None
+        ),
         **_accuracy(facts),
         **_time(facts, names, picture),
         **_hardware(facts),

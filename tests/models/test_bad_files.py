@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import math
+import os
 import pickle
 import re
 import resource
@@ -17,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from mxhw.errors import UserError
 from mxhw.models.loaders import load_path
+from mxhw.models.loaders.checked import read_small
+from mxhw.models.loaders.tokenizer import load_tokenizer_json
 
 gguf = pytest.importorskip("gguf", reason="package gguf is not installed")
 files = importlib.import_module("tests.models.model_files")
@@ -49,8 +52,13 @@ def folder(tmp_path, model):
 def refusal(path, **options):
     with pytest.raises(UserError) as error:
         load_path(path, **options)
-    message = str(error.value)
+    return check_message(str(error.value))
+
+
+def check_message(message):
+    """One line that a terminal can show."""
     assert "\n" not in message
+    assert len(message) < 1000
     return message
 
 
@@ -171,11 +179,21 @@ def test_other_files(tmp_path):
         f"{path}: file must be a GGUF file, a .bin file of llama2.c or a Hugging Face folder"
     )
     assert refusal(tmp_path / "gone.bin") == (
-        f"{tmp_path}/gone.bin: model cannot be read: No such file or directory"
+        f"{tmp_path}/gone.bin: file cannot be read: No such file or directory"
     )
     assert refusal(tmp_path) == f"{tmp_path}/config.json: config cannot be read: No such file " + (
         "or directory"
     )
+
+
+def test_what_is_no_regular_file(tmp_path, llama2c):
+    pipe = tmp_path / "pipe.bin"
+    os.mkfifo(pipe)
+    assert refusal(pipe) == f"{pipe}: this is no regular file"
+    assert refusal(llama2c, tokenizer=pipe) == f"{pipe}: this is no regular file"
+    for name in ("config.json", "tokenizer.json"):
+        with pytest.raises(UserError, match="this is no regular file"):
+            read_small(pipe, name)
 
 
 def test_context_that_is_too_long(llama2c):
@@ -251,6 +269,58 @@ def test_gguf_fields_that_lie(gguf_file, key, layout, value, message):
     found = refusal(gguf_file)
     assert found.startswith(f"{gguf_file}: ")
     assert message in found
+
+
+def test_gguf_counts_that_a_large_file_has_room_for(gguf_file):
+    """An entry takes more memory than its bytes."""
+    with gguf_file.open("r+b") as file:
+        file.truncate(64 << 20)
+    patch(gguf_file, 8, "<Q", 1 << 21)
+    assert "Number of tensors must be at most 65536 in a file of this size" in refusal(gguf_file)
+
+
+def write_fields(path, fields, tensors=0):
+    """A GGUF file of fields: key, type, bytes."""
+    data = struct.pack("<4sIQQ", b"GGUF", 3, tensors, len(fields))
+    for key, kind, value in fields:
+        name = key.encode()
+        data += struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + value
+    path.write_bytes(data)
+    return path
+
+
+def text_value(text):
+    return struct.pack("<Q", len(text)) + text
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ([("a", 13, b"")], "Type of field 'a' must be 0 to 12, not 13"),
+        ([("a", 9, struct.pack("<IQ", 9, 1))], "Type of the elements of field 'a' must be a num"),
+        ([("a", 9, struct.pack("<IQ", 8, 1 << 60))], "Length of field 'a' must be at most 0, not"),
+        ([("a", 9, struct.pack("<IQ", 4, 1 << 61))], "file is truncated: field 'a' takes "),
+        ([("a", 8, struct.pack("<Q", 1 << 60))], "Length of field 'a' must be at most 16777216"),
+        ([("a", 8, text_value(b"\xff"))], "Field 'a' must be UTF-8, not b'\\xff'"),
+        ([("a", 4, bytes(4)), ("a", 4, bytes(4))], "Field 'a' must be there once, not again"),
+        (
+            [("general.alignment", 4, bytes(4))],
+            "Field 'general.alignment' must be 1 to 1048576, not 0",
+        ),
+        (
+            [("general.architecture", 8, text_value(b"x" * 100_000))],
+            "Field 'general.architecture' must be llama or qwen2, not 'xxx",
+        ),
+        (
+            [("general.architecture", 9, struct.pack("<IQ", 4, 9999) + bytes(4 * 9999))],
+            "Field 'general.architecture' must be a text, not array([0,",
+        ),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else "",
+)
+def test_gguf_fields_that_are_none(tmp_path, fields, message):
+    path = write_fields(tmp_path / "model.gguf", fields)
+    assert refusal(path).startswith(f"{path}: {message}")
 
 
 def test_gguf_of_another_architecture(gguf_file):
@@ -340,10 +410,166 @@ def test_folder_of_pickles(folder):
     )
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "x.bin", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["../model.safetensors", "/etc/passwd", "x.bin", "", "a\0.safetensors", "\ud800.safetensors"],
+)
 def test_folder_index_that_leads_out(folder, name):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     assert "must be a .safetensors file of the folder, not " in refusal(folder)
+
+
+def write_safetensors(path, header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def tensor(shape, *, dtype="F32", offsets=(0, 4)):
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ({"model.norm.weight": tensor([1 << 60], offsets=(0, 1 << 62))}, "no valid safetensors"),
+        ({"model.norm.weight": tensor([1 << 31, 1 << 33])}, "no valid safetensors"),
+        ({"model.norm.weight": tensor([-1])}, "no valid safetensors"),
+        ({"model.norm.weight": tensor([1], offsets=(4, 0))}, "no valid safetensors"),
+        ({"model.norm.weight": tensor([1], dtype="PICKLE")}, "no valid safetensors"),
+        ({"model.norm.weight": tensor([1])}, "Shape of 'model.norm.weight' must be (64,), not (1,"),
+        ({"model.norm.weight": tensor([])}, "Shape of 'model.norm.weight' must be (64,), not ()"),
+        ({"x" * 5000 + "\n": tensor([1])}, "is no part of the model"),
+        ({"__metadata__": {"a": 1}}, "no valid safetensors"),
+        (b"[" * 100_000, "no valid safetensors"),
+        (b"\xff{}", "no valid safetensors"),
+        (b"", "no valid safetensors"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict | bytes) else value[:20],
+)
+def test_safetensors_headers_that_lie(folder, header, reason):
+    path = folder / "model.safetensors"
+    write_safetensors(path, header, bytes(4))
+    message = refusal(folder)
+    assert message.startswith(f"{path}: ")
+    assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "Content must be an object, not list"),
+        ("{}", "Field 'weight_map' must be an object, not NoneType"),
+        ('{"weight_map": [1]}', "Field 'weight_map' must be an object, not list"),
+        ('{"weight_map": {"a": 3}}', "File of weights must be a .safetensors file of the folder, "),
+        ('{"weight_map": {"a": {"b": [2]}}}', "File of weights must be a .safetensors file of "),
+        ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors: file cannot be read"),
+        ("[" * 100_000, "file is no JSON"),
+    ],
+)
+def test_folder_index_that_is_none(folder, content, message):
+    (folder / "model.safetensors.index.json").write_text(content)
+    assert message in refusal(folder)
+
+
+def test_folder_tensor_in_two_files(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights, folder / "other.safetensors")
+    names = {"a": "model.safetensors", "b": "other.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert " must be in one file, not in two" in refusal(folder)
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    "fields",
+    [
+        # The base class of configurations makes a table of so many labels.
+        {"num_labels": 1 << 40},
+        {"attn_implementation": "someone/their-kernel"},
+        {"_attn_implementation": "someone/their-kernel"},
+        {"auto_map": {"AutoModelForCausalLM": "code.Model"}},
+        {"per_layer_config": {"0": {"hidden_size": 1 << 40}}},
+        {"to_dict": "x", "torch_dtype": "float1", "architectures": 3, "transformers_version": []},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_folder_settings_that_make_a_library_work(tmp_path, fields):
+    """They are not the model's, and change nothing."""
+    folder = files.write_huggingface(tmp_path / "model", tiny())
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    model, *_ = load_path(folder)
+    assert model.config.layers == 1
+
+
+HOSTILE_TOKENIZERS = {
+    "padding": {
+        "padding": {
+            "strategy": {"Fixed": 1 << 60},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "a",
+        }
+    },
+    "multiple of nothing": {
+        "padding": {
+            "strategy": "BatchLongest",
+            "direction": "Right",
+            "pad_to_multiple_of": 0,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "a",
+        }
+    },
+    "truncation": {
+        "truncation": {
+            "direction": "Right",
+            "max_length": 1,
+            "strategy": "LongestFirst",
+            "stride": 9,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_TOKENIZERS)
+def test_tokenizers_that_make_a_library_work(tmp_path, name):
+    path = tmp_path / "tokenizer.json"
+    files.write_tokenizer_json(path, 272)
+    path.write_text(json.dumps(json.loads(path.read_text()) | HOSTILE_TOKENIZERS[name]))
+    tokenizer = load_tokenizer_json(path, 272, bos=None, eos=None)
+    assert tokenizer.decode(tokenizer.encode("a")) == "a"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": None}, "tokenizer is invalid: "),
+        ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "tokenizer is invalid: "),
+        ({"model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}, "tokenizer is invalid: "),
+        (
+            {"model": {"type": "WordLevel", "vocab": {"a": 4_000_000_000}, "unk_token": "a"}},
+            "Tokens must be numbered below 272, the model's, not 4000000000",
+        ),
+        ({"model": {"type": "WordLevel", "vocab": {}, "unk_token": "a"}}, ""),
+        (
+            {"normalizer": {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}},
+            "tokenizer is invalid: ",
+        ),
+        ({"pre_tokenizer": {"type": "Other"}}, "tokenizer is invalid: "),
+        ({"added_tokens": [{"id": 1 << 40}]}, "tokenizer is invalid: "),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value[:30],
+)
+def test_tokenizer_json(tmp_path, change, message):
+    path = tmp_path / "tokenizer.json"
+    files.write_tokenizer_json(path, 272)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError) as error:
+        load_tokenizer_json(path, 272, bos=None, eos=None)
+    assert check_message(str(error.value)).startswith(f"{path}: {message}")
 
 
 def test_folder_without_a_tokenizer(folder, monkeypatch):
@@ -403,7 +629,7 @@ def survive(path):
     try:
         model, *_ = load_path(path)
     except UserError as error:
-        message = str(error)
+        message = check_message(str(error))
     else:
         assert all(value.isfinite().all() for value in model.parameters())
     assert str(path) in message
@@ -457,7 +683,7 @@ def test_fuzzed_tokenizer_bin(tmp_path):
         try:
             load_path(tmp_path / "model.bin")
         except UserError as error:
-            message = str(error)
+            message = check_message(str(error))
         assert str(path) in message
 
     with bounded_memory(tmp_path / "model.bin"):
@@ -480,7 +706,9 @@ def test_fuzzed_gguf(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json"]
+)
 def test_fuzzed_folder(tmp_path, monkeypatch, name):
     from mxhw.models.loaders import huggingface
 
@@ -488,12 +716,85 @@ def test_fuzzed_folder(tmp_path, monkeypatch, name):
     monkeypatch.setattr(huggingface, "export_names", lambda *arguments: {})
     folder = files.write_huggingface(tmp_path / "model", tiny())
     path = folder / name
+    if "index" in name:
+        names = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
+        path.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": names}))
     good = path.read_bytes()
 
     @FUZZ
     @given(EDITS)
     def fuzz(edits):
         path.write_bytes(mutate(good, edits))
+        survive(folder)
+
+    with bounded_memory(folder):
+        fuzz()
+
+
+#: Values of JSON, and the numbers that sizes lie with.
+JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.sampled_from([0, -1, 1, 3, 1 << 31, 1 << 40, 1 << 60, 1 << 64]),
+        st.floats(),
+        st.text(max_size=6),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+GRAFTS = st.lists(
+    st.tuples(st.lists(st.integers(0, 400), min_size=1, max_size=4), JSON), min_size=1, max_size=3
+)
+
+
+def graft(tree, way, value):
+    """Put a value at a place of a tree; a way says which branch to take at every fork."""
+    for depth, step in enumerate(way):
+        if not isinstance(tree, dict | list) or not tree:
+            return
+        key = list(tree)[step % len(tree)] if isinstance(tree, dict) else step % len(tree)
+        if depth == len(way) - 1:
+            tree[key] = value
+        else:
+            tree = tree[key]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json"]
+)
+def test_fuzzed_structure(tmp_path, monkeypatch, name):
+    """Good JSON with wrong values: what random bytes seldom are."""
+    from mxhw.models.loaders import huggingface
+
+    monkeypatch.setattr(huggingface, "export_names", lambda *arguments: {})
+    folder = files.write_huggingface(tmp_path / "model", tiny())
+    path = folder / name
+    data = b""
+    if "index" in name:
+        names = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
+        good = json.dumps({"metadata": {"total_size": 1}, "weight_map": names})
+        path.write_text(good)
+    elif name.endswith(".safetensors"):
+        content = path.read_bytes()
+        (length,) = struct.unpack("<Q", content[:8])
+        good, data = content[8 : 8 + length], content[8 + length :]
+    else:
+        good = path.read_text()
+
+    @FUZZ
+    @given(GRAFTS)
+    def fuzz(grafts):
+        tree = json.loads(good)
+        for way, value in grafts:
+            graft(tree, way, value)
+        if data:
+            write_safetensors(path, tree, data)
+        else:
+            path.write_text(json.dumps(tree))
         survive(folder)
 
     with bounded_memory(folder):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mxhw.errors import UserError
 from mxhw.models.llama import Llama, LlamaConfig
+from mxhw.models.loaders.checked import FileReader
 from mxhw.models.loaders.tokenizer import ModelTokenizer
 
 __all__ = ["fingerprint", "is_model_path", "load_path", "model_name"]
@@ -54,11 +55,8 @@ def load_path(
         from mxhw.models.loaders.huggingface import load_huggingface
 
         return load_huggingface(path, context)
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise UserError(f"{path}: model cannot be read: {error.strerror}") from error
+    with FileReader(path) as file:
+        magic = file.read(min(4, file.left), "magic")
     if magic == _GGUF_MAGIC:
         from mxhw.models.loaders.gguf import load_gguf
 

@@ -1,6 +1,7 @@
 """What all loaders share: reads that are checked before memory is taken, and the model's making."""
 
 import math
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ __all__ = [
     "make_llama",
     "read_small",
     "refuse",
+    "shorten",
     "rows_to_pairs",
     "weight_shapes",
 ]
@@ -28,11 +30,27 @@ DEFAULT_CONTEXT = 1024
 """Positions of a model whose file allows more, if no number is asked for."""
 
 _SMALL_BYTES = 64 << 20
+_LONGEST_VALUE = 160
+"""Letters of what a file says that an error repeats."""
 
 
 def refuse(path: Path, field: str, expected: str, found: object) -> UserError:
     """The error about a field of a file: what it must be, and what it is."""
-    return UserError(f"{path}: {field} must be {expected}, not {found}")
+    return UserError(f"{path}: {field} must be {expected}, not {shorten(found)}")
+
+
+def shorten(found: object) -> str:
+    """What a file says, on one line that is not long."""
+    text = " ".join(str(found).split())
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def _check_regular(path: Path) -> int:
+    """Size of a file; a device or a pipe has none, and could be read without an end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path}: this is no regular file")
+    return status.st_size
 
 
 def read_small(path: Path, what: str, *, limit: int = _SMALL_BYTES) -> bytes:
@@ -44,7 +62,7 @@ def read_small(path: Path, what: str, *, limit: int = _SMALL_BYTES) -> bytes:
         If it cannot be read or is longer than ``limit``.
     """
     try:
-        size = path.stat().st_size
+        size = _check_regular(path)
         if size > limit:
             raise refuse(path, f"Size of the {what}", f"at most {limit:,} bytes", f"{size:,}")
         return path.read_bytes()
@@ -69,6 +87,7 @@ class FileReader:
         self.path = path
         self.position = 0
         try:
+            _check_regular(path)
             self._file: BinaryIO = path.open("rb")
             self.size = self._file.seek(0, 2)
             self._file.seek(0)

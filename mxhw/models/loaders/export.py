@@ -8,6 +8,7 @@ whatever does not belong to a Llama as :mod:`mxhw.models.llama` has it is refuse
 
 import contextlib
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -136,9 +137,10 @@ def export_names(path: Path, settings: Mapping[str, Any], config: LlamaConfig) -
     library.AttentionInterface.register("mxhw", _attend)
     masking = importlib.import_module("transformers.masking_utils")
     masking.AttentionMaskInterface.register("mxhw", lambda *args, **kwargs: None)
-    plain = {key: value for key, value in settings.items() if key not in _LOCAL_FIELDS}
     try:
-        made = getattr(library, f"{prefix}Config")(**plain, attn_implementation="mxhw")
+        kind = getattr(library, f"{prefix}Config")
+        plain = _model_fields(settings, kind, library.PreTrainedConfig)
+        made = kind(**plain, attn_implementation="mxhw")
         with torch.device("meta"):
             model = getattr(library, f"{prefix}ForCausalLM")(made).eval()
         with _opaque(modeling, prefix):
@@ -155,8 +157,30 @@ def export_names(path: Path, settings: Mapping[str, Any], config: LlamaConfig) -
     return match_llama(path, exported.graph_module.graph, names, config)
 
 
-# What says where code is or how weights are kept, and changes no graph.
-_LOCAL_FIELDS = ("auto_map", "attn_implementation", "torch_dtype", "dtype", "architectures")
+def _model_fields(settings: Mapping[str, Any], kind: type, base: type) -> dict[str, Any]:
+    """What is a model's own in a configuration's file.
+
+    Fields of the base class say how a model is kept or run: they name code, or make it allocate.
+    What neither class knows stays, so that a model which does something with it is seen.
+    """
+    own = inspect.get_annotations(kind)
+    foreign = {*inspect.get_annotations(base), *_RUN_FIELDS}
+    return {
+        key: value
+        for key, value in settings.items()
+        if key in own or not (key.startswith("_") or key in foreign or hasattr(base, key))
+    }
+
+
+_RUN_FIELDS = (
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "name_or_path",
+    "output_attentions",
+    "per_layer_config",
+    "torch_dtype",
+)
 
 
 def _check_angles(path: Path, rotary: Any, config: LlamaConfig) -> None:

@@ -40,6 +40,9 @@ _LONGEST_NAME = 1 << 10
 _LONGEST_TEXT = 16 << 20
 _MOST_AXES = 4
 _ENTRY_BYTES = 13
+#: More entries, and texts of a list, than any model has: each takes more memory than its bytes.
+_MOST_ENTRIES = 1 << 16
+_MOST_TEXTS = 1 << 21
 _SCALARS = {
     0: "<u1",
     1: "<i1",
@@ -183,9 +186,9 @@ def read_gguf(path: Path) -> GgufFile:
             raise refuse(path, "Version", "2 or 3", version)
         tensors, fields = (_number(file, "<Q", name) for name in ("tensor count", "field count"))
         for name, count in (("Number of tensors", tensors), ("Number of fields", fields)):
-            if count * _ENTRY_BYTES > file.left:
-                limit = file.left // _ENTRY_BYTES
-                raise refuse(path, name, f"at most {limit}, which the file has room for", count)
+            limit = min(_MOST_ENTRIES, file.left // _ENTRY_BYTES)
+            if count > limit:
+                raise refuse(path, name, f"at most {limit} in a file of this size", count)
         values: dict[str, Any] = {}
         for _ in range(fields):
             key = _text(file, "name of a field", _LONGEST_NAME)
@@ -224,8 +227,9 @@ def _value(file: FileReader, kind: int, key: str) -> Any:
     inner = _number(file, "<I", f"type of {field}")
     count = _number(file, "<Q", f"length of {field}")
     if inner == _STRING:
-        if 8 * count > file.left:
-            raise refuse(file.path, f"Length of {field}", f"at most {file.left // 8}", count)
+        limit = min(_MOST_TEXTS, file.left // 8)
+        if count > limit:
+            raise refuse(file.path, f"Length of {field}", f"at most {limit}", count)
         return [_text(file, field, _LONGEST_TEXT) for _ in range(count)]
     if inner not in _SCALARS:
         raise refuse(file.path, f"Type of the elements of {field}", "a number or text", inner)

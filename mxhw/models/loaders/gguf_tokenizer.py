@@ -8,7 +8,6 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
-from mxhw.errors import UserError
 from mxhw.models.loaders.checked import refuse
 from mxhw.models.loaders.tokenizer import ModelTokenizer, scored_pieces
 
@@ -125,7 +124,9 @@ def _merged(head: GgufFile, pieces: list[str]) -> tokenizers.Tokenizer:
     for merge in head.field("tokenizer.ggml.merges", list):
         left, space, right = merge.partition(" ")
         if not space or not {left, right, left + right} <= vocabulary.keys():
-            raise UserError(f"{head.path}: merge {merge!r} of the tokenizer is not of its tokens")
+            raise refuse(
+                head.path, "Merges of the tokenizer", "two tokens that make a third", repr(merge)
+            )
         merges.append((left, right))
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = pre_tokenizer  # pyright: ignore[reportAttributeAccessIssue]

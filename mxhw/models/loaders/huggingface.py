@@ -24,6 +24,7 @@ from mxhw.models.loaders.checked import (
     read_small,
     refuse,
     rows_to_pairs,
+    shorten,
     weight_shapes,
 )
 from mxhw.models.loaders.export import FAMILIES, export_names
@@ -94,7 +95,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: file is no JSON: {error}") from error
+        raise UserError(f"{path}: file is no JSON: {shorten(error)}") from error
     if not isinstance(content, dict):
         raise refuse(path, "Content", "an object", type(content).__name__)
     return content
@@ -197,7 +198,8 @@ def _find_tensors(path: Path, config: LlamaConfig, names: Mapping[str, str]) -> 
                     if inner is None:
                         if name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq"):
                             continue
-                        raise UserError(f"{file}: tensor {name!r} is no part of the model")
+                        known = shorten(repr(name))
+                        raise UserError(f"{file}: tensor {known} is no part of the model")
                     part = content.get_slice(name)
                     shape, dtype = tuple(part.get_shape()), part.get_dtype()
                     if shape != shapes[inner]:
@@ -206,9 +208,9 @@ def _find_tensors(path: Path, config: LlamaConfig, names: Mapping[str, str]) -> 
                         raise refuse(file, f"Type of {name!r}", " or ".join(_DTYPES), dtype)
                     places[name] = file
         except SafetensorError as error:
-            raise UserError(f"{file}: file is no valid safetensors: {error}") from error
+            raise UserError(f"{file}: file is no valid safetensors: {shorten(error)}") from error
         except OSError as error:
-            raise UserError(f"{file}: file cannot be read: {error}") from error
+            raise UserError(f"{file}: file cannot be read: {shorten(error)}") from error
     for name in names:
         if name not in places:
             raise UserError(f"{path}: tensor {name!r} is missing")
@@ -232,7 +234,7 @@ def _weight_files(path: Path) -> list[Path]:
     found = []
     for name in sorted({str(file) for file in files.values()}):
         # Only names of this folder's own files.
-        if Path(name).name != name or not name.endswith(".safetensors"):
+        if Path(name).name != name or not name.endswith(".safetensors") or not name.isprintable():
             raise refuse(index, "File of weights", "a .safetensors file of the folder", repr(name))
         found.append(path / name)
     return found

@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers
 
 from mxhw.errors import UserError
-from mxhw.models.loaders.checked import FileReader, read_small, refuse
+from mxhw.models.loaders.checked import FileReader, read_small, refuse, shorten
 
 __all__ = ["ModelTokenizer", "load_tokenizer_json", "read_tokenizer_bin", "scored_pieces"]
 
@@ -183,12 +183,15 @@ def load_tokenizer_json(
     data = read_small(path, "tokenizer")
     try:
         backend = tokenizers.Tokenizer.from_str(data.decode())
+        # Before anything is encoded: a file may ask to fill texts up to any length.
+        backend.no_padding()
+        backend.no_truncation()
         backend.encode("a")
-    # The library raises bare Exception for bad JSON.
-    except Exception as error:
-        raise UserError(f"{path}: tokenizer is invalid: {error}") from error
-    backend.no_padding()
-    backend.no_truncation()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # The library raises bare Exception for bad JSON, and a BaseException where it gives up.
+    except BaseException as error:
+        raise UserError(f"{path}: tokenizer is invalid: {shorten(error)}") from error
     size = backend.get_vocab_size()
     highest = max(backend.get_vocab().values(), default=-1)
     if not size or highest >= vocabulary:

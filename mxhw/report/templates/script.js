@@ -4,7 +4,7 @@
   const state = { layer: 0, measure: data.measures[0] || null, box: null };
   const byName = new Map(data.nodes.map((node, index) => [node.name, index]));
   const number = (value) => Math.round(value).toLocaleString("en-US");
-  const percent = (value) => (100 * value).toFixed(value < 0.001 ? 3 : 2) + " %";
+  const percent = (value) => (100 * value).toFixed(value < 0.001 ? 3 : 2) + "\u00a0%";
   const element = (tag, text, name) => {
     const made = document.createElement(tag);
     if (text !== undefined) made.textContent = text;
@@ -63,6 +63,7 @@
       list.append(cell);
     };
     row("source", node.source || "unknown");
+    if (node.code) list.lastChild.append(element("code", node.code, "code"));
     row("value", node.format + shape(node));
     const read = node.inputs.filter((name) => byName.has(name)).map((name) => { const from = data.nodes[byName.get(name)]; return name + " (" + from.format + ")"; });
     const rest = node.inputs.filter((name) => !byName.has(name));
@@ -70,7 +71,7 @@
     if (node.weight) row("weights", node.weight.format + " · " + node.weight.shape.join(" × "));
     if (node.multiply !== null) {
       const total = node.multiply + node.wait;
-      row("cycles", number(total) + " (" + ((100 * total) / data.cycles).toFixed(1) + " % of the token)", number(node.multiply) + " multiplying, " + number(node.wait) + " waited for");
+      row("cycles", number(total) + " (" + ((100 * total) / data.cycles).toFixed(1) + "\u00a0% of the token)", number(node.multiply) + " multiplying, " + number(node.wait) + " waited for");
     }
     if (node.error !== null) {
       if (node.operator === "argmax") row("differs", percent(node.error) + " of the tokens");
