@@ -106,6 +106,7 @@ def _run(
     context: int | None,
     tokenizer: Path | None,
     clock: float,
+    table_budget: float,
     tokens: int,
     temperature: float | None,
     top_p: float | None,
@@ -129,6 +130,7 @@ def _run(
         weight_format=weights.name,
         activation_format=activations.name,
         clock_mhz=clock,
+        table_budget=table_budget,
     )
     errors = Console(stderr=True, highlight=False)
     progress = make_progress(errors, quiet=quiet)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import click
 import pytest
 
@@ -43,3 +46,11 @@ def test_commands_mean_a_design_by_the_same_options():
     build_options, run_options = options(build.command), options(run.command)
     for name in ("format_", "clock", "context", "tokenizer"):
         assert build_options[name] == run_options[name]
+
+
+def test_a_reader_that_goes_ends_a_command_without_a_word():
+    program = [sys.executable, "-m", "mxhw.build", "--help"]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 1

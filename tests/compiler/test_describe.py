@@ -21,6 +21,7 @@ def test_nodes_carry_formats_shapes_and_lines():
     linear = nodes["linear"]
     assert linear["operator"] == "linear"
     assert linear["origin"] == "blocks.0.attention.wq"
+    assert linear["code"].startswith("q = self.rope(self.wq(x)")
     assert (linear["format"], linear["shape"]) == ("mxint16", [128])
     assert linear["weight"] == {"format": "mxint8", "shape": [128, 64]}
     assert nodes["scores"]["format"] == "fixed 24.12"

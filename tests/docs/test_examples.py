@@ -1,4 +1,5 @@
 import importlib
+import importlib.util
 import re
 import runpy
 import shlex
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mxhw import build
+from mxhw import build, run
 from mxhw.compiler.pipeline import find_step
 
 ROOT = Path(__file__).parents[2]
@@ -95,17 +96,23 @@ def test_code_on_a_page_runs(page, capsys):
         exec(compile(block, page.name, "exec"), namespace)
 
 
-def commands():
+def lines():
     for page in [*DOCS.rglob("*.md"), ROOT / "README.md"]:
-        for line in "".join(blocks_of(page, "sh")).splitlines():
-            words = shlex.split(line, comments=True)
-            if words[:2] == ["./run", "build"]:
-                yield page, words[2:]
-            elif words[:3] == ["python", "-m", "mxhw.build"]:
-                yield page, words[3:]
+        for line in "".join(blocks_of(page, "sh")).replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield page, words
 
 
-@pytest.mark.parametrize(("page", "words"), list(commands()), ids=str)
+def commands(part, module):
+    """Arguments of a command, as the script ``run`` and as Python give it to a module."""
+    for page, words in lines():
+        if words[:2] == ["./run", part]:
+            yield page, words[2:]
+        elif words[:3] == ["python", "-m", module]:
+            yield page, words[3:]
+
+
+@pytest.mark.parametrize(("page", "words"), list(commands("build", "mxhw.build")), ids=str)
 def test_commands_on_a_page_are_right(page, words, capsys):
     # Those that only tell something are run; of the others the options are read.
     model = words[0]
@@ -118,3 +125,21 @@ def test_commands_on_a_page_are_right(page, words, capsys):
             assert context.params["model"] == ("llama" if bundled else model)
             step = context.params["stop_after"]
             assert step is None or find_step(step)
+
+
+@pytest.mark.parametrize(("page", "words"), list(commands("text", "mxhw.run")), ids=str)
+def test_commands_for_text_are_right(page, words):
+    with run.command.make_context("mxhw.run", [*words]) as context:
+        assert context.params["model"] == words[0]
+
+
+@pytest.mark.parametrize(("page", "words"), list(lines()), ids=str)
+def test_commands_name_what_there_is(page, words):
+    if words[0] == "./run":
+        assert f"\n{words[1]})\n" in (ROOT / "run").read_text("utf-8")
+    elif words[:2] == ["python", "-m"]:
+        assert importlib.util.find_spec(words[2])
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file()
+    else:
+        assert words[0] in ("pip", "git", "cd", "openFPGALoader"), words

@@ -6,6 +6,7 @@ import pytest
 
 from mxhw.cosim.engine import make_engine
 from mxhw.errors import UserError
+from mxhw.sw.host import client as client_module
 from mxhw.sw.host.client import EngineTransport, LinkError, MxhwClient, open_serial
 from mxhw.sw.host.protocol import (
     ErrorCode,
@@ -119,6 +120,41 @@ def test_caller_that_stops(client):
     client.reset()
     client.prompt([5])
     assert [item.token for item in client.generate(1).tokens] == [next_token(5, 0, 64)]
+
+
+class InterruptedScript(Script):
+    """Ctrl-C in the middle of a read: what it had read is lost."""
+
+    lost = 0
+
+    def write(self, data):
+        for frame in self.decoder.feed(data):
+            self.requests.append(frame)
+            logits = encode_frame(Reply.LOGITS, bytes(range(256)))
+            before = {Request.IDENTIFY: IDENTIFIED, Request.STEP: logits}.get(frame.kind, b"")
+            self.data += before if before == IDENTIFIED else before + done(frame.kind)
+
+    def read(self, size):
+        if self.lost and len(self.data) > self.lost:
+            self.data = self.data[self.lost :]
+            self.lost = 0
+            raise KeyboardInterrupt
+        return super().read(size)
+
+
+@pytest.mark.parametrize("lost", [1, 100, 250])
+def test_interrupted_read(monkeypatch, lost):
+    """The design is asked again at once, however long an answer may take."""
+    monkeypatch.setattr(client_module, "_GAP_SECONDS", 0.0)
+    script = InterruptedScript()
+    client = MxhwClient(script, timeout_s=600)
+    client.identify()
+    script.lost = lost
+    with pytest.raises(KeyboardInterrupt):
+        client.step(1)
+    client.stop()
+    client.reset()
+    assert Request.STOP in [frame.kind for frame in script.requests]
 
 
 def test_other_model():

@@ -90,7 +90,8 @@ def test_page_opens_and_a_node_answers(browser, page_file, screenshots, view):
         panel = page.locator("#panel")
         assert panel.locator("h3").text_content() == "softmax"
         text = panel.inner_text()
-        for part in ("llama.py:", "mxint8", "cycles", "against float", "lookup tables"):
+        facts = ("llama.py:", "self.attend(q", "mxint8", "cycles", "against float", "lookup tables")
+        for part in facts:
             assert part in text
         width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert width[0] <= width[1]
@@ -132,6 +133,13 @@ def test_nodes_can_be_reached_with_the_keyboard(browser, page_file):
 
 def test_paper_shows_what_a_click_would(browser, page_file, screenshots):
     with Opened(browser, page_file, "light") as opened:
+        sheets = opened.page.locator("#dataflow .paper")
+        assert sheets.count() > 1
+        assert not sheets.first.is_visible()
+        opened.page.emulate_media(media="print")
+        assert sheets.first.is_visible()
+        assert sheets.last.is_visible()
+        assert not opened.page.locator("#graph").is_visible()
         opened.page.pdf(path=screenshots / "report-print.pdf", format="A4", print_background=True)
         assert opened.page.locator("#all-nodes").get_attribute("open") is not None
         opened.check(page_file)

@@ -70,6 +70,17 @@ def test_edges_lead_down_and_each_node_that_is_read_has_one_label(nodes):
     assert sorted(w.source for w in picture.wires if w.label) == sorted(sources)
 
 
+def test_sheets_of_paper_cut_no_node(nodes):
+    picture = draw_graph(nodes)
+    pages = picture.pages
+    assert len(pages) > 1
+    assert (pages[0][0], pages[-1][1]) == (0, picture.height)
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(pages))
+    assert all(bottom - top < 1.5 * picture.width for top, bottom in pages)
+    for box in picture.boxes.values():
+        assert any(top <= box.y and box.y + HEIGHT <= bottom for top, bottom in pages)
+
+
 def test_all_edges_of_a_layer_are_drawn(nodes):
     picture = draw_graph(nodes)
     names = {

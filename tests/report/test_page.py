@@ -59,13 +59,15 @@ def test_page_holds_the_figures(tmp_path):
     assert f"{report['cycles_per_token']:,}" in sections["speed"]
     assert "6.2100" in sections["accuracy"]
     assert "× 1.0016 ± 0.0008" in sections["accuracy"]
+    assert "layer 2" in sections["accuracy"]
     assert "66.50 MHz" in sections["clock"]
     assert "Nonlinear functions" in sections["accuracy"]
     assert "exp2 32, reciprocal 32" in sections["accuracy"]
     norms = [row for row in report["nonlinear"] if row["operator"] == "rms_norm"]
-    assert f"{100 * norms[0]['area_share']:.1f} %" in sections["accuracy"]
+    assert f"{100 * norms[0]['area_share']:.1f}\u00a0%" in sections["accuracy"]
     for norm in norms:
-        assert f"{100 * norm['error_share']:.3f} %" in sections["accuracy"]
+        assert f"{100 * norm['error_share']:.3f}\u00a0%" in sections["accuracy"]
+    assert "key/value heads" in sections["build"]
     assert "design.decoder.norm.total" in sections["clock"]
     assert "not measured" not in "".join(sections.values())
     assert page.startswith("<!doctype html>")
@@ -87,6 +89,7 @@ def test_every_node_has_its_facts(tmp_path):
     assert sum(node["multiply"] + node["wait"] for node in nodes) == data["cycles"]
     for node in nodes:
         assert node["source"].startswith("llama.py:")
+        assert node["code"]
         assert node["error"] is not None
         assert node["units"]
         assert all(unit in data["units"] for unit in node["units"])

@@ -5,6 +5,7 @@ A transport is any object with the two methods of a :class:`serial.Serial` that 
 for its own short timeout, fewer or none.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,6 +50,8 @@ _SHORT_PAYLOAD = 256
 _LOGIT_BYTES = 4
 # A whole context of tokens with their logits, which an earlier client left, takes less.
 _DRAIN_SECONDS = 20.0
+# A frame that stops for so long has lost bytes: an interrupted read drops what it had.
+_GAP_SECONDS = 1.0
 _NOISE_BYTES = 1 << 16
 _NOISE = f"What answers is not a design of mxhw: {_NOISE_BYTES} bytes came, but no frame"
 _LINK_ERRORS = (
@@ -393,7 +396,7 @@ class MxhwClient:
         self.line_bytes += len(data)
         return data
 
-    def _next_frame(self, request: Request) -> Frame:
+    def _next_frame(self, request: Request, gap_s: float = math.inf) -> Frame:
         quiet_since = time.monotonic()
         skipped = self._decoder.skipped
         while not self._frames:
@@ -405,7 +408,13 @@ class MxhwClient:
                 if self._decoder.skipped - skipped > _NOISE_BYTES:
                     self._decoder.flush()
                     raise LinkError(_NOISE)
-            elif time.monotonic() - quiet_since >= self._timeout_s:
+                continue
+            quiet_s = time.monotonic() - quiet_since
+            if quiet_s >= gap_s and self._decoder.has_begun:
+                self._frames += self._decoder.give_up()
+                if not self._frames and not self._decoder.has_begun:
+                    raise LinkError(f"The answer to {request.name} arrived broken")
+            elif quiet_s >= self._timeout_s:
                 self._decoder.flush()
                 raise LinkError(
                     f"The design did not answer {request.name} within {self._timeout_s:g} s"
@@ -430,18 +439,20 @@ class MxhwClient:
     def _ask(self, request: Request, kind: Reply) -> Frame:
         """Send a request that is answered by one frame; again if it arrived broken."""
         for attempt in range(_RETRIES + 1):
+            last = attempt == _RETRIES
             self._send(request)
             try:
-                return self._wait(request, kind)
+                # A simulation can be slow in the middle of a frame: then only the last waits.
+                return self._wait(request, kind, math.inf if last else _GAP_SECONDS)
             except LinkError:
-                if attempt == _RETRIES:
+                if last:
                     raise
                 self._drain()
         raise LinkError(f"The design did not answer {request.name}")
 
-    def _wait(self, request: Request, kind: Reply) -> Frame:
+    def _wait(self, request: Request, kind: Reply, gap_s: float) -> Frame:
         while True:
-            frame = self._next_frame(request)
+            frame = self._next_frame(request, gap_s)
             if frame.kind == Reply.ERROR:
                 self._raise(request, _decode(ErrorReply, frame))
             if frame.kind == kind and (

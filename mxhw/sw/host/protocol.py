@@ -379,6 +379,16 @@ class FrameDecoder:
             frames.append(frame)
         return frames
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there are bytes of a frame that is not complete."""
+        return bool(self._data)
+
+    def give_up(self) -> list[Frame]:
+        """Take the frame that has begun as broken and return those among its bytes."""
+        self._skip(min(1, len(self._data)))
+        return self.feed(b"")
+
     def flush(self) -> None:
         """Forget a frame that has begun."""
         self.skipped += len(self._data)
