@@ -27,6 +27,14 @@ def tokenizer():
     return load("llama")[1]
 
 
+@pytest.fixture(autouse=True)
+def heard_interrupts():
+    """A shell lets what it starts in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def cli(capsys, monkeypatch):
     monkeypatch.setattr(hosted, "hosted_decoder", lambda context: fake_hosted(context=CONTEXT))

@@ -185,8 +185,8 @@ def error_chart(
     ticks = [(bottom - (bottom - top) * tick / high, tick) for tick in round_ticks(0, high, 4)]
     layers = []
     if repetition is not None and repetition.count > 1:
-        start, length = repetition.start, repetition.length
-        edges = [left + step * (start + length * n) for n in range(repetition.count + 1)]
+        first, each = repetition.start, repetition.length
+        edges = [left + step * (first + each * n) for n in range(repetition.count + 1)]
         layers = list(itertools.pairwise(edges))
     return {
         "width": width,
