@@ -143,8 +143,6 @@ def _run(
     weights, activations = parse_formats(format_)
     if stop_after is not None:
         find_step(stop_after)
-    if not 0 < table_budget < float("inf"):
-        raise UserError(f"Table budget must be above 0, not {table_budget:g}")
     if tokens < 1:
         raise UserError(f"Number of tokens must be at least 1, not {tokens}")
     if board is not None:

@@ -18,6 +18,14 @@ __all__ = ["INTERRUPT_STATUS", "Interrupted", "model_options", "run_command"]
 
 INTERRUPT_STATUS = 130
 _INTERNAL_STATUS = 2
+
+
+def _check_budget(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise UserError(f"Table budget must be above 0, not {value:g}")
+    return value
+
+
 _MODEL_OPTIONS = (
     click.option(
         "--format",
@@ -32,6 +40,7 @@ _MODEL_OPTIONS = (
         "--table-budget",
         metavar="X",
         type=float,
+        callback=_check_budget,
         default=0.1,
         show_default=True,
         help="Largest error of a node's function tables, in half steps of the activation format; "

@@ -44,7 +44,7 @@ def test_commands_mean_a_design_by_the_same_options():
         return {option.name: option.to_info_dict() for option in command.params}
 
     build_options, run_options = options(build.command), options(run.command)
-    for name in ("format_", "clock", "context", "tokenizer"):
+    for name in ("format_", "clock", "context", "tokenizer", "table_budget"):
         assert build_options[name] == run_options[name]
 
 
