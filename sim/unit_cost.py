@@ -7,6 +7,7 @@ from pathlib import Path
 from amaranth.back import rtlil
 from amaranth.hdl import Elaboratable
 
+from mxhw.compiler._absorb import absorb_inverters, absorb_tables
 from mxhw.compiler._tools import ProgressParser, find_tool, run_tool
 
 __all__ = ["DEVICE", "cell_counts", "route", "synthesise", "unit_cost"]
@@ -28,7 +29,10 @@ _TARGETS = {
 
 
 def cell_counts(unit: Elaboratable, folder: Path, family: str = "ecp5") -> dict[str, int]:
-    """Cells of the unit by type, and ``chains``; leaves ``unit.json`` in the folder."""
+    """Cells of the unit by type, and ``chains``; leaves ``unit.json`` in the folder.
+
+    On an ECP5 without the lookup tables that the cells behind them can do without.
+    """
     (folder / "unit.il").write_text(rtlil.convert(unit, emit_src=False))
     commands = ["read_rtlil unit.il", _TARGETS[family], "opt_clean", "write_json unit.json"]
     (folder / "unit.ys").write_text("\n".join(commands) + "\n")
@@ -41,7 +45,13 @@ def cell_counts(unit: Elaboratable, folder: Path, family: str = "ecp5") -> dict[
         log=folder / "synthesis.log",
         parser=ProgressParser("synthesis", None),
     )
-    cells = json.loads((folder / "unit.json").read_text())["modules"]["top"]["cells"].values()
+    netlist = json.loads((folder / "unit.json").read_text())
+    module = netlist["modules"]["top"]
+    if family == "ecp5":
+        absorb_tables(module)
+        absorb_inverters(module)
+        (folder / "unit.json").write_text(json.dumps(netlist))
+    cells = module["cells"].values()
     counts: dict[str, int] = {"chains": 0}
     for cell in cells:
         counts[cell["type"]] = counts.get(cell["type"], 0) + 1

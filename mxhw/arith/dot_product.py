@@ -6,7 +6,15 @@ from amaranth.lib.wiring import In, Out
 
 from mxhw.arith.accumulate import AlignedSum, accumulator_bits, check_accumulator, sum_reach
 from mxhw.arith.dot import queue_depth, unit_exponent
-from mxhw.arith.pipeline import PAIRS_A_CHAIN, OutputQueue, delay, delay_value, register, wire
+from mxhw.arith.pipeline import (
+    PAIRS_A_CHAIN,
+    OutputQueue,
+    add_constant,
+    delay,
+    delay_value,
+    register,
+    wire,
+)
 from mxhw.arith.products import choose_products
 from mxhw.arith.shapes import EXPONENT_BITS, BlockBeat
 from mxhw.formats import SCALE_BITS, SCALE_NAN, BlockFormat
@@ -214,7 +222,13 @@ class DotProduct(wiring.Component):
             total.i_product.eq(product),
             out.i.valid.eq(total.o_valid),
             out.i.payload.mantissa.eq(total.o_mantissa),
-            out.i.payload.exponent.eq((total.o_exponent >> self._align_bits) + unit // align),
+            out.i.payload.exponent.eq(
+                add_constant(
+                    total.o_exponent[self._align_bits : SCALE_BITS + 1],
+                    unit // align,
+                    len(out.i.payload.exponent),
+                )
+            ),
         ]
         if self._nan:
             watch = register(m, self._is_nan(m), "nan_1")

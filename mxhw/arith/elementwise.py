@@ -116,14 +116,15 @@ class Requantizer(_Elementwise):
     """The same values in another format, also of another block size.
 
     Contract (:func:`mxhw.sw.golden.elementwise.requantize`): the exact value of each element,
-    rounded once, as :class:`Quantizer` rounds.
+    rounded once, as :class:`Quantizer` rounds. NaN does not pass: the scale byte 255 counts as the
+    power of two that follows 254, and codes that mean NaN or infinity must not come.
 
     Parameters
     ----------
     x_format : BlockFormat
         Format of the input, significands of at most 18 bits.
     format : BlockFormat
-        Format of the output, with integer elements.
+        Format of the output.
     lanes : int
         Elements a beat; divides both block sizes.
 
@@ -162,7 +163,7 @@ class ElementwiseMultiply(_Elementwise):
     x_format, y_format : BlockFormat
         Formats of one block size, significands of at most 18 bits.
     format : BlockFormat
-        Format of the output, with integer elements.
+        Format of the output.
     lanes : int
         Elements a beat; divides the block sizes.
     multiplier : strategy, optional
@@ -226,7 +227,7 @@ class ElementwiseAdd(_Elementwise):
     x_format, y_format : BlockFormat
         Formats of one block size, significands of at most 18 bits.
     format : BlockFormat
-        Format of the output, with integer elements.
+        Format of the output.
     lanes : int
         Elements a beat; divides the block sizes.
 

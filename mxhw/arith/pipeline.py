@@ -19,6 +19,7 @@ __all__ = [
     "OutputQueue",
     "RingStorage",
     "StreamFifo",
+    "add_constant",
     "add_pairs",
     "adder_tree",
     "bit_index",
@@ -30,6 +31,7 @@ __all__ = [
     "maximum",
     "negate_if",
     "register",
+    "signed_tree",
     "successor",
     "tree_levels",
     "wire",
@@ -262,6 +264,21 @@ def increment(value: Value) -> Value:
     return Cat(value[index] ^ value[:index].all() for index in range(len(value)))
 
 
+def add_constant(value: Value, constant: int, width: int) -> Value:
+    """A short unsigned value and a constant in ``width`` bits, without a carry chain."""
+    carry: Value = Const(0, 1)
+    bits = []
+    for index in range(width):
+        bit = value[index] if index < len(value) else Const(0, 1)
+        if constant >> index & 1:
+            bits.append(~(bit ^ carry))
+            carry = bit | carry
+        else:
+            bits.append(bit ^ carry)
+            carry = bit & carry
+    return Cat(bits)
+
+
 def negate_if(negative: Value, value: Value) -> Value:
     """``-value`` or ``value`` in one more bit, of a short unsigned value: without a carry chain."""
     bits = [value[index] ^ (negative & value[:index].any()) for index in range(len(value))]
@@ -374,6 +391,45 @@ def carry_tree(
     return register(m, (terms[0] + last)[: len(terms[0])].as_signed(), f"{name}_last")
 
 
+def signed_tree(
+    m: Module,
+    magnitudes: Sequence[Value],
+    signs: Sequence[Value],
+    early: int,
+    name: str,
+    pairs_a_chain: int = PAIRS_A_CHAIN,
+) -> Value:
+    """Sum of a power of two of magnitudes with signs, which come ``early`` cycles before them.
+
+    Takes a cycle more than :func:`adder_tree`. Each adder adds or subtracts its second operand by
+    how the signs of both operands' first terms differ; the sum takes the sign of the first term.
+    So a sign costs a table for each adder and none for each bit, where an adder's cell has room
+    for the inverter before it.
+    """
+    terms: list[Value] = [Cat(value, Const(0, 1)).as_signed() for value in magnitudes]
+    level = 0
+    while len(terms) > 1:
+        level += 1
+        stride = 1 << level
+        differ = [
+            delay_value(
+                m,
+                signs[first] ^ signs[first + stride // 2],
+                early + level - 1,
+                f"{name}_{level}_differ_{first}",
+            )
+            for first in range(0, len(signs), stride)
+        ]
+        right = [_invert_if(sign, term) for term, sign in zip(terms[1::2], differ, strict=True)]
+        sums = add_pairs(
+            m, terms[0::2], right, f"{name}_{level}", differ, pairs_a_chain=pairs_a_chain
+        )
+        terms = [register(m, value, f"{name}_{level}_{index}") for index, value in enumerate(sums)]
+    negative = delay_value(m, signs[0], early + level, f"{name}_negative")
+    total = _invert_if(negative, terms[0]) + negative
+    return register(m, total[: len(terms[0])].as_signed(), f"{name}_last")
+
+
 def add_pairs(
     m: Module,
     left: Sequence[Value],
@@ -414,6 +470,11 @@ def add_pairs(
         for index in range(len(pairs)):
             sums.append(total[first + index * (width + 1) :][:width].as_signed())
     return sums
+
+
+def _invert_if(flag: Value, value: Value) -> Value:
+    """The ones' complement of a signed value, or the value."""
+    return (value.as_unsigned() ^ flag.replicate(len(value))).as_signed()
 
 
 def _extend(value: Value, width: int) -> Value:

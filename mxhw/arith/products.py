@@ -19,6 +19,7 @@ from mxhw.arith.pipeline import (
     delay_value,
     negate_if,
     register,
+    signed_tree,
     tree_levels,
     wire,
 )
@@ -300,9 +301,13 @@ class FloatProducts(BlockProducts):
 
 
 class SmallFloatProducts(BlockProducts):
-    """Floats with one mantissa bit in lookup tables: product of significands, shift, sum.
+    """Floats with one mantissa bit in lookup tables, products as magnitudes until their sum.
 
-    Negative products are ones' complements, whose missing ones are carries of the adder tree.
+    With the sum ``t`` of both exponents, the product of two significands of two bits each has four
+    possible ones: at ``t`` (unless both mantissas are set), at ``t - 1`` (if one is), at ``t - 2``
+    and ``t + 1`` (if both are). Tables make the product from the mantissas and ``t mod 4``; a table
+    more for three of the bits, and registers that are cleared for the others, move it by four.
+    Signs are those of the adders' operands (:func:`signed_tree`).
     """
 
     @property
@@ -317,63 +322,54 @@ class SmallFloatProducts(BlockProducts):
 
     def sum(self, m: Module, x: Sequence[Value], w: Sequence[Value]) -> Value:
         """Add the pipeline to a module."""
-        terms, carries = [], []
+        magnitudes, signs = [], []
         for lane, (x_code, w_code) in enumerate(zip(x, w, strict=True)):
             a = register(m, x_code, f"x_code_{lane}")
             b = register(m, w_code, f"w_code_{lane}")
-            sign = register(m, a[-1] ^ b[-1], f"sign_2_{lane}")
-            product, shift = self._tables(m, lane, a, b)
+            magnitudes.append(self._magnitude(m, lane, a, b))
+            signs.append(a[-1] ^ b[-1])
+        return signed_tree(m, magnitudes, signs, 3, "sum", self.pairs_a_chain)
 
-            sign_3 = register(m, sign, f"sign_3_{lane}")
-            fine = register(m, shift[0], f"fine_{lane}")
-            coarse = self._coarse(m, lane, product, shift[1:])
+    def _magnitude(self, m: Module, lane: int, x: Value, w: Value) -> Value:
+        """The product of two codes without their signs, three cycles later."""
+        mantissas, zeros = [], []
+        for name, code in (("x", x), ("w", w)):
+            tiny = wire(m, ~code[1:-1].any(), f"{name}_tiny_{lane}")
+            # One, the only number below the normal ones, is a power of two as well.
+            mantissas.append(_cleared(m, code[0], tiny, f"{name}_mantissa_{lane}"))
+            zeros.append(tiny & ~code[0])
+        zero = register(m, zeros[0] | zeros[1], f"zero_{lane}")
+        exponents = [_two_bits(code[1:-1]) for code in (x, w)]
+        total = [sum(divmod(key, 4)) for key in range(16)]
+        shift = _table(m, Cat(exponents), total, f"shift_{lane}")
+        shift = register(m, shift, f"shift_2_{lane}")
 
-            # The last stage also inverts: one lookup table of four inputs a bit.
-            moved = Mux(fine, coarse << 1, coarse)[: len(coarse)] ^ sign_3.replicate(len(coarse))
-            term = register(m, Cat(moved, sign_3).as_signed(), f"term_{lane}")
-            terms.append(term)
-            carries.append(register(m, sign_3, f"sign_4_{lane}"))
-        return carry_tree(m, terms, carries, "sum", self.pairs_a_chain)
-
-    def _coarse(self, m: Module, lane: int, product: Value, amount: Value) -> Value:
-        """The product of significands moved by twice the amount."""
-        width = bits_for(max_dot(self.x_format, self.w_format) // self.size)
-        steps = sum((1 << f.element.exponent_bits) - 2 for f in (self.x_format, self.w_format)) // 2
-        bits = []
-        for index in range(width):
-            sources = {
-                step: product[index - 2 * step]
-                for step in range(steps + 1)
-                if 0 <= index - 2 * step < len(product)
-            }
-            result = Signal(name=f"coarse_{lane}_{index}", reset_less=True)
-            first, *others = sources
-            value: Value = sources[first]
-            for step in others:
-                value = Mux(amount == step, sources[step], value)
-            m.d.sync += result.eq(value)
-            # Cleared rather than masked, which costs nothing.
-            with m.If(~Cat(amount == step for step in sources).any()):
-                m.d.sync += result.eq(0)
-            bits.append(result)
-        return Cat(bits)
-
-    def _tables(self, m: Module, lane: int, x: Value, w: Value) -> tuple[Value, Value]:
-        """Product of both significands, and the sum of both shifts: small truth tables."""
-        fields = [(code[0], code[1:-1]) for code in (x, w)]
-        normal = [wire(m, exponent.any(), f"normal_{lane}") for _mantissa, exponent in fields]
-        significands = Cat(fields[0][0], normal[0], fields[1][0], normal[1])
-        product = [(key & 3) * (key >> 2) for key in range(16)]
-        exponents = Cat(fields[0][1], fields[1][1])
-        bits = len(fields[0][1])
-        mask = (1 << bits) - 1
-        shift = [
-            max((key & mask) - 1, 0) + max((key >> bits) - 1, 0) for key in range(1 << 2 * bits)
+        key = Cat(shift[:2], mantissas)
+        low: list[Value] = []
+        for place in range(4):
+            bit = self._ones(m, lane, key, place)
+            low.append(_cleared(m, bit, zero, f"low_{place}_{lane}"))
+        below = register(m, self._ones(m, lane, key, -1), f"below_{lane}")
+        # Both ends of the product of two set mantissas, of which one is used.
+        ends = mantissas[0] & mantissas[1] & (shift[0] == shift[1])
+        ends = register(m, ends, f"ends_{lane}")
+        by_four = register(m, shift[2], f"by_four_{lane}")
+        bits: list[Value] = [
+            _cleared(m, low[0], by_four, f"product_0_{lane}"),
+            _cleared(m, low[1], by_four, f"product_1_{lane}"),
+            register(m, Mux(by_four, ends, low[2]), f"product_2_{lane}"),
+            register(m, Mux(by_four, below, low[3]), f"product_3_{lane}"),
+            register(m, Mux(by_four, low[0], ends), f"product_4_{lane}"),
+            *(
+                _cleared(m, low[place], ~by_four, f"product_{place + 4}_{lane}")
+                for place in (1, 2, 3)
+            ),
         ]
-        return (
-            register(m, _table(m, significands, product, f"product_{lane}"), f"product_2_{lane}"),
-            register(m, _table(m, exponents, shift, f"shift_{lane}"), f"shift_2_{lane}"),
-        )
+        return Cat(bits)[: bits_for(self.max_product // self.size)]
+
+    def _ones(self, m: Module, lane: int, key: Value, place: int) -> Value:
+        """Whether the product has a one there, by the key of :func:`_has_one`."""
+        return _table(m, key, [_has_one(row, place) for row in range(16)], f"one_{place}_{lane}")
 
 
 def choose_products(
@@ -432,6 +428,25 @@ def _add_small(m: Module, a: Value, b: Value, name: str) -> Value:
         both = (left & right) | (carry & (left | right))
         carry = wire(m, both, f"{name}_carry_{index}")
     return Cat(bits, carry)
+
+
+def _cleared(m: Module, value: Value, clear: Value, name: str) -> Value:
+    """A register that a synchronous reset clears: an AND that takes no lookup table."""
+    result = Signal(len(value), name=name, reset_less=True)
+    m.d.sync += result.eq(value)
+    with m.If(clear):
+        m.d.sync += result.eq(0)
+    return result
+
+
+def _two_bits(value: Value) -> Value:
+    return Cat(value, Const(0, 2 - len(value)))
+
+
+def _has_one(key: int, place: int) -> int:
+    """Whether a product has a one at a place: of ``t mod 4`` and the two mantissas."""
+    ones = ((0,), (0, -1), (1, -2))[(key >> 2).bit_count()]
+    return int(place - (key & 3) in ones)
 
 
 def _table(m: Module, key: Value, values: Sequence[int], name: str) -> Value:

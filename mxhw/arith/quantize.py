@@ -19,6 +19,7 @@ from mxhw.arith.pipeline import (
     tree_levels,
     wire,
 )
+from mxhw.arith.quantize_any import DRAIN_CYCLES, FIND_CYCLES, AnyElements, is_plain
 from mxhw.arith.shapes import EXPONENT_BITS, BlockBeat, SharedBeat, WideBeat
 from mxhw.formats import SCALE_BIAS, SCALE_BITS, BlockFormat
 
@@ -35,13 +36,15 @@ _COARSE_STEP = 4
 
 
 class Quantizer(wiring.Component):
-    """Round exact values to blocks of an integer format.
+    """Round exact values to blocks of any format.
 
     Contract (:func:`mxhw.sw.golden.tensor.quantize_wide`): over the block
-    ``T = max(floor(log2 |v|))``, the scale's exponent is ``S = clamp(T, -127, 127)``, an element is
-    ``v * 2**(bits - 2 - S)`` rounded to nearest, ties to even, once, and saturated to
-    ``+-(2**(bits - 1) - 1)``. A block of zeros has the scale byte 0. The exponent of a zero element
-    means nothing.
+    ``T = max(floor(log2 |v|))``, one more where the scale rules ``even`` and ``rceil`` want it; the
+    scale's exponent is ``S = clamp(T - max_exponent, -127, 127)``; an element is ``v * 2**-S``
+    rounded to the element's grid, to nearest, ties to even, once, and saturated to the largest
+    finite one. A block of zeros has the scale byte 0. The exponent of a zero element means nothing.
+    A float element that rounds to zero keeps its sign. Exact values are never NaN, and so no code
+    and no scale byte is.
 
     With several formats the payload carries the one to use. All have the same block size; the
     output has the elements of the widest, into which the codes of the others are sign-extended.
@@ -53,10 +56,11 @@ class Quantizer(wiring.Component):
     lanes : int
         Elements a beat; divides the block size.
     formats : BlockFormat or sequence of BlockFormat
-        Integer formats. A sequence of more than one adds ``select`` to the input's payload.
+        A format, or several with integer elements and the scale rule ``floor``, which add
+        ``select`` to the input's payload.
     shared_exponent : bool
-        All elements of a block have one exponent, which stands beside every beat. Cheaper: there is
-        one shift amount a block.
+        All elements of a block have one exponent, which stands beside every beat. Cheaper for
+        integer elements: there is one shift amount a block.
 
     Members
     -------
@@ -75,8 +79,8 @@ class Quantizer(wiring.Component):
         If the mantissa's width, the lanes or a format is not supported.
 
     Timing: ``latency`` from a block's last beat to its first: 6 cycles with one or two lanes, 7
-    with up to eight, 8 with more; 5 with a shared exponent. Interval ``block_size / lanes``: one
-    beat a cycle, sustained.
+    with up to eight, 8 with more; 5 with a shared exponent; 8 to 10 for float elements and for the
+    other scale rules. Interval ``block_size / lanes``: one beat a cycle, sustained.
 
     Cost: no multipliers; the block waits in distributed memory (:meth:`cost`).
     """
@@ -100,6 +104,7 @@ class Quantizer(wiring.Component):
         self._lanes = lanes
         self._shared_exponent = bool(shared_exponent)
         self._format = max(self._formats, key=lambda item: item.element.bits)
+        self._any = None if is_plain(self._format) else AnyElements(self._format, mantissa_bits)
         output_shape = BlockBeat(format=self._format, lanes=lanes)
         self._beats = self._format.block_size // lanes
         self._beat_shape = (SharedBeat if shared_exponent else WideBeat)(
@@ -142,6 +147,8 @@ class Quantizer(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from the transfer of a block's last beat to that of its first output beat."""
+        if self._any is not None:
+            return FIND_CYCLES + _max_stages(self._lanes) + DRAIN_CYCLES + 1
         return 5 if self._shared_exponent else 6 + _max_stages(self._lanes)
 
     @property
@@ -157,7 +164,8 @@ class Quantizer(wiring.Component):
     def cost(self) -> dict[str, int]:
         """Multipliers and bits of distributed memory."""
         exponents = 0 if self._shared_exponent else EXPONENT_BITS + 1
-        stored = self._lanes * (self._mantissa_bits + exponents) * self._depth
+        element = self._mantissa_bits + exponents if self._any is None else self._any.stored.size
+        stored = self._lanes * element * self._depth
         return {"multipliers": 0, "memory_bits": stored}
 
     def elaborate(self, platform):
@@ -175,8 +183,12 @@ class Quantizer(wiring.Component):
             shape=self._block_shape(), depth=max(2, -(-self._depth // self._beats))
         )
         stored = RingStorage(self._depth)
-        stored.add(m, "mantissas", beat.mantissas.as_value())
-        find = self._find_shared if self._shared_exponent else self._find_scale
+        if self._any is not None:
+            find, drain = self._find_any, self._drain_any
+        else:
+            stored.add(m, "mantissas", beat.mantissas.as_value())
+            find = self._find_shared if self._shared_exponent else self._find_scale
+            drain = self._drain
         find(m, beat, accept, first, last, select, blocks, stored)
 
         # The storage is elastic enough: behind it a short pipeline stops while its output waits.
@@ -189,7 +201,7 @@ class Quantizer(wiring.Component):
         m.d.comb += blocks.o.ready.eq(last_out & advance)
         stored.connect(m, accept, issue)
         m.d.comb += self.i.ready.eq(stored.room)
-        self._drain(m, blocks.o.valid, advance, blocks.o.payload, stored)
+        drain(m, blocks.o.valid, advance, blocks.o.payload, stored)
         return m
 
     # What is known of a block when its last beat has arrived.
@@ -199,7 +211,7 @@ class Quantizer(wiring.Component):
         members = {}
         if len(self._formats) > 1:
             members["select"] = range(len(self._formats))
-        if self._shared_exponent:
+        if self._shared_exponent and self._any is None:
             members |= {"exponent": signed(SCALE_BITS), "amount": unsigned(self._amount_bits)}
         else:
             members["base"] = signed(SCALE_BITS + 1)
@@ -241,6 +253,20 @@ class Quantizer(wiring.Component):
             scales.append(register(m, scale.as_unsigned() ^ _SIGN, f"scale_{lane}"))
             overflows.append(register(m, high, f"overflow_{lane}"))
         stored.add(m, "overflow", Cat(overflows), cycles=2)
+        self._find_largest(m, scales, accept, first, last, select, blocks, 2)
+
+    def _find_any(self, m, beat, accept, first, last, select, blocks, stored) -> None:
+        """A scale for each element, then their maximum."""
+        scales: list[Value] = []
+        for lane in range(self._lanes):
+            exponent = beat.exponent if self._shared_exponent else beat.exponents[lane]
+            top, zero = self._any.find(m, lane, beat.mantissas[lane], exponent, stored)
+            scale, _high = _clamp_scale(top, zero)
+            scales.append(register(m, scale.as_unsigned() ^ _SIGN, f"scale_{lane}"))
+        self._find_largest(m, scales, accept, first, last, select, blocks, FIND_CYCLES)
+
+    def _find_largest(self, m, scales, accept, first, last, select, blocks, cycles) -> None:
+        """The largest of the elements' scales, known so many cycles after a beat."""
         stages = _max_stages(self._lanes)
         for stage in range(stages):
             groups = [scales[index : index + 4] for index in range(0, len(scales), 4)]
@@ -248,7 +274,7 @@ class Quantizer(wiring.Component):
                 register(m, maximum(m, group), f"maximum_{stage}_{index}")
                 for index, group in enumerate(groups)
             ]
-        cycles = 2 + stages
+        cycles += stages
         valid = delay(m, accept, cycles, "valid")
         first = delay_value(m, first, cycles, "first")
         last = delay_value(m, last, cycles, "last")
@@ -352,6 +378,19 @@ class Quantizer(wiring.Component):
             up = register(m, up, f"up_{lane}", advance)
             m.d.comb += payload.elements[lane].eq(code + up)
 
+    def _drain_any(self, m, valid, advance, block, stored) -> None:
+        """Codes of a stored beat."""
+        payload = self.o.payload
+        scale = (block.base + SCALE_BIAS)[:SCALE_BITS]
+        m.d.comb += [
+            self.o.valid.eq(delay(m, valid, DRAIN_CYCLES, "drain", advance)),
+            payload.scale.eq(delay_value(m, scale, DRAIN_CYCLES, "drain_scale", advance)),
+        ]
+        for lane in range(self._lanes):
+            element = stored.read(f"element_{lane}")
+            code = self._any.drain(m, lane, element, block.base, advance)
+            m.d.comb += payload.elements[lane].eq(code)
+
     def _round(self, m: Module, shift: "_Shift", select: Value) -> tuple[Value, Value]:
         """Floor of the element, already saturated, and whether one must be added."""
         bits = self._format.element.bits
@@ -429,8 +468,11 @@ def _check_formats(formats: BlockFormat | Sequence[BlockFormat]) -> tuple[BlockF
     for format in formats:
         if not isinstance(format, BlockFormat):
             raise TypeError(f"Format of a quantizer must be a BlockFormat, not {format!r}")
-        if not format.element.is_integer:
-            raise ValueError(f"Format of a quantizer must have integer elements, not {format.name}")
+        if len(formats) > 1 and not is_plain(format):
+            raise ValueError(
+                f"Formats of a quantizer must have integer elements and the scale rule floor if "
+                f"there are several, not {format.name}"
+            )
         if format.block_size != formats[0].block_size:
             raise ValueError(
                 f"Formats of a quantizer must have one block size, not "

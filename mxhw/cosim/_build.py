@@ -76,11 +76,11 @@ def _version(compiler: tuple[str, ...]) -> str:
     return result.stdout
 
 
-def _digest(rtlil: str, compiler: list[str], level: int) -> str:
+def _digest(text: str, compiler: list[str], level: int) -> str:
     digest = hashlib.sha256()
     translation = [Path(module.__file__ or "") for module in (_split, _translate)]
     for part in (
-        rtlil,
+        text,
         *(path.read_text() for path in (_DRIVER, *translation)),
         *compiler,
         _version(tuple(compiler)),
@@ -104,11 +104,12 @@ def _yosys_version() -> str:
 
 
 def build_library(
-    rtlil: str,
+    text: str,
     build_dir: str | os.PathLike[str] | None = None,
     on_progress: Callable[[str], None] | None = None,
     *,
     inner_signals: bool = True,
+    verilog: bool = False,
 ) -> Path:
     """Build the simulator of a design and return its shared library.
 
@@ -116,14 +117,16 @@ def build_library(
 
     Parameters
     ----------
-    rtlil : str
-        The design, without the contents of its memories.
+    text : str
+        The design in RTLIL, without the contents of its memories, or in Verilog, with them.
     build_dir : path, optional
         Folder of the results; by default a private cache folder of the user.
     on_progress : callable, optional
         Called with a line of text before each slow step.
     inner_signals : bool
         Keep inner signals reachable by name; costs most of the compiler's time in a large design.
+    verilog : bool
+        The text is Verilog.
 
     Raises
     ------
@@ -138,13 +141,13 @@ def build_library(
     folder = Path(build_dir) if build_dir is not None else default_build_dir()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     level = _translate.INNER_LEVEL if inner_signals else _translate.STATE_LEVEL
-    key = _digest(rtlil, compiler, level)
+    key = _digest(text, compiler, level)
     library = folder / f"{key}.so"
     if library.exists():
         return library
     with tempfile.TemporaryDirectory(prefix=f"{key[:12]}-", dir=folder) as work:
-        source = Path(work, "design.il")
-        source.write_text(rtlil)
+        source = Path(work, "design.v" if verilog else "design.il")
+        source.write_text(text)
         progress("Translating the design to C++ (Yosys)")
         translate = [sys.executable, "-m", "mxhw.cosim._translate"]
         command = [*translate, source.name, "design.cc", str(level)]
@@ -156,8 +159,8 @@ def build_library(
         progress(
             f"Compiling {len(sources)} {noun} of C++ ({shlex.join(compiler)}, {jobs} at a time)"
         )
-        for name, text in units.items():
-            Path(work, name).write_text(text)
+        for name, unit in units.items():
+            Path(work, name).write_text(unit)
         result = Path(work, "design.so")
         if len(sources) == 1:
             command = [*compiler, *FLAGS, "-I", str(include), *sources, "-o", result.name]

@@ -1,7 +1,7 @@
-"""RTLIL to C++: the part that runs Yosys, in a process of its own.
+"""RTLIL or Verilog to C++: the part that runs Yosys, in a process of its own.
 
-Usage: ``python -m mxhw.cosim._translate input.il output.cc LEVEL``. Yosys writes its log to the
-standard output and may end the process, so the engine does not load it.
+Usage: ``python -m mxhw.cosim._translate input.il output.cc LEVEL``, or ``input.v``. Yosys writes
+its log to the standard output and may end the process, so the engine does not load it.
 """
 
 import sys
@@ -14,11 +14,12 @@ STATE_LEVEL, INNER_LEVEL = 2, 4
 
 
 def main(source: str, target: str, level: str) -> None:
-    """Translate the RTLIL file ``source`` to the C++ file ``target``."""
+    """Translate the RTLIL or Verilog file ``source`` to the C++ file ``target``."""
     from pyosys import libyosys  # pyright: ignore[reportAttributeAccessIssue]
 
     design = libyosys.Design()
-    libyosys.run_pass(f'read_rtlil "{source}"', design)
+    read = "read_verilog" if source.endswith(".v") else "read_rtlil"
+    libyosys.run_pass(f'{read} "{source}"', design)
     libyosys.run_pass(f'write_cxxrtl -O6 -g{int(level)} "{target}"', design)
 
 

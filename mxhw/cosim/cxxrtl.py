@@ -6,7 +6,7 @@ from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
-from amaranth.back import rtlil  # pyright: ignore[reportAttributeAccessIssue]
+from amaranth.back import rtlil, verilog  # pyright: ignore[reportAttributeAccessIssue]
 from amaranth.hdl import Shape, Signal
 
 from mxhw.cosim._build import build_library
@@ -15,7 +15,7 @@ from mxhw.cosim._types import Handle, Role, Stop
 from mxhw.cosim.engine import Engine
 from mxhw.errors import UserError
 
-__all__ = ["CxxrtlEngine", "emit_rtlil"]
+__all__ = ["CxxrtlEngine", "emit_rtlil", "emit_verilog"]
 
 #: Cycles run without a return to Python, which can only then notice an interrupt of the user.
 _CHUNK_CYCLES = 200_000
@@ -71,6 +71,12 @@ def emit_rtlil(design: Design) -> str:
     return re.sub(r"\n  cell \$meminit_v2 .*?\n  end\n", "\n", text, flags=re.DOTALL)
 
 
+def emit_verilog(design: Design) -> str:
+    """Return the design as the Verilog that Amaranth exports, contents of memories included."""
+    text, _names = verilog.convert_fragment(design.prepared, emit_src=False)
+    return text
+
+
 def _pack(rows: list[int], width: int) -> bytes:
     size = (width + 31) // 32 * 4
     return b"".join([row.to_bytes(size, "little") for row in rows])
@@ -94,6 +100,11 @@ class CxxrtlEngine(Engine):
         Folder for the built simulator; by default a private cache folder of the user.
     on_progress : callable, optional
         Called with a line of text before each slow step.
+    inner_signals : bool
+        Keep inner signals reachable by name.
+    through_verilog : bool
+        Translate the exported Verilog instead of the design's own RTLIL. Inner signals and memories
+        then have no names that the engine knows.
 
     Raises
     ------
@@ -110,17 +121,24 @@ class CxxrtlEngine(Engine):
         build_dir: str | PathLike[str] | None = None,
         on_progress: Callable[[str], None] | None = None,
         inner_signals: bool = True,
+        through_verilog: bool = False,
     ) -> None:
         self.design = design
         self._native = None
         progress = on_progress or (lambda text: None)
-        progress("Converting the design to RTLIL")
+        progress(f"Converting the design to {'Verilog' if through_verilog else 'RTLIL'}")
         library = build_library(
-            emit_rtlil(design), build_dir, progress, inner_signals=inner_signals
+            (emit_verilog if through_verilog else emit_rtlil)(design),
+            build_dir,
+            progress,
+            inner_signals=inner_signals and not through_verilog,
+            verilog=through_verilog,
         )
         self._library = _load(library)
         self._native = self._library.mxhw_create()
-        for name, memory in design.memories.items():
+        # Verilog brings the contents of its memories.
+        memories = {} if through_verilog else design.memories
+        for name, memory in memories.items():
             raw = memory._data._init._raw
             width = Shape.cast(memory._data.shape).width
             mask = (1 << width) - 1

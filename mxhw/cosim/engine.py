@@ -2,8 +2,8 @@
 
 :func:`make_engine` elaborates a component and returns an :class:`Engine`: :mod:`mxhw.cosim.pysim`
 runs it in Amaranth's simulator (no build step, slow), :mod:`mxhw.cosim.cxxrtl` in native code
-(seconds to build, hundreds of times faster). For the same calls both give the same transfers in the
-same cycles.
+(seconds to build, hundreds of times faster), which can also be made of the exported Verilog. For
+the same calls all give the same transfers in the same cycles.
 
 A cycle is: the engine drives ``valid`` and ``payload`` of the input streams and ``ready`` of the
 output streams; the design settles; contracts are checked and transfers recorded; the clock rises.
@@ -471,7 +471,8 @@ def make_engine(
     component : :class:`amaranth.lib.wiring.Component`
         The component; it may use one clock domain, ``sync``.
     engine : str
-        ``cxxrtl`` (native code) or ``pysim`` (Amaranth's simulator).
+        ``cxxrtl`` (native code), ``pysim`` (Amaranth's simulator) or ``verilog`` (native code, made
+        of the design's exported Verilog: only its ports have names).
     probes : iterable of str
         Internal streams that :meth:`Engine.probe` will record: naming them here makes them cheap.
     build_dir : path, optional
@@ -494,7 +495,7 @@ def make_engine(
         from mxhw.cosim.pysim import PysimEngine
 
         return PysimEngine(Design(component, probes))
-    if engine == "cxxrtl":
+    if engine in ("cxxrtl", "verilog"):
         from mxhw.cosim.cxxrtl import CxxrtlEngine
 
         return CxxrtlEngine(
@@ -502,5 +503,6 @@ def make_engine(
             build_dir=build_dir,
             on_progress=on_progress,
             inner_signals=inner_signals,
+            through_verilog=engine == "verilog",
         )
-    raise UserError(f"Engine must be 'cxxrtl' or 'pysim', not {engine!r}")
+    raise UserError(f"Engine must be 'cxxrtl', 'pysim' or 'verilog', not {engine!r}")

@@ -44,6 +44,8 @@ def beats(tensor, lanes):
         ("mxfp4_b16", "mxint8_b8"),
         ("mxint16_b8", "mxint8_b32"),
         ("mxfp6_e3m2_b8", "mxint5_b16"),
+        ("mxint8_b16", "mxfp4_b8"),
+        ("mxfp6_e2m3_b8", "mxfp8_e4m3_b16_rceil"),
     ],
 )
 def test_requantizer(source, target, lanes):
@@ -62,6 +64,7 @@ def test_requantizer(source, target, lanes):
         ("mxint16_b8", "mxint8_b8", "mxint16_b8"),
         ("mxfp4_b16", "mxfp6_b16", "mxint8_b16"),
         ("mxint8_b8", "mxint4_b8", "mxint6_b16"),
+        ("mxfp4_b8", "mxfp4_b8", "mxfp6_e3m2_b8"),
     ],
 )
 @pytest.mark.parametrize("operation", ["add", "multiply"])
@@ -110,8 +113,8 @@ def test_errors():
     small, large = parse_format("mxint8_b8"), parse_format("mxint8_b16")
     with pytest.raises(ValueError, match="^Operands must have one block size, not 8 and 16$"):
         ElementwiseAdd(x_format=small, y_format=large, format=small, lanes=4)
-    with pytest.raises(ValueError, match="^Format of a quantizer must have integer elements, not"):
-        Requantizer(x_format=small, format=parse_format("mxfp4_b8"), lanes=4)
+    with pytest.raises(ValueError, match="^Significands must have at most 18 bits, not 19"):
+        Requantizer(x_format=parse_format("mxfp8_b8"), format=small, lanes=4)
     with pytest.raises(ValueError, match=r"^Lanes of a beat must divide the block size \(8\), not"):
         Requantizer(x_format=small, format=small, lanes=3)
     with pytest.raises(TypeError, match="^Format to decode must be a BlockFormat, not 'mxint8'$"):

@@ -10,9 +10,12 @@ from amaranth.lib.wiring import In, Out
 from mxhw.arith.pipeline import (
     OutputQueue,
     StreamFifo,
+    add_constant,
     adder_tree,
     bit_index,
     delay,
+    delay_value,
+    signed_tree,
     tree_levels,
 )
 from tests.support import check_stream, measure_latency_and_interval
@@ -146,3 +149,49 @@ def test_wrong_depth(unit):
         unit(shape=8, depth=1)
     with pytest.raises(TypeError, match=r"^Depth of a queue must be an integer, not 2\.0$"):
         unit(shape=8, depth=2.0)
+
+
+@pytest.mark.parametrize("constant", [0, 1, 5, -1, -9, -16])
+def test_add_constant(constant):
+    unit = Comb(5, 6, lambda m, value: add_constant(value, constant, 6))
+    expected = [(value + constant) % 64 for value in range(32)]
+    check_stream(unit, {"i": range(32)}, {"o": expected}, stalls=[(1, 1)])
+
+
+class Tree(wiring.Component):
+    """A signed tree behind a register that holds its operands; signs come a cycle before."""
+
+    def __init__(self, count, pairs_a_chain):
+        self.count = count
+        self.pairs_a_chain = pairs_a_chain
+        shape = data.StructLayout({"magnitudes": data.ArrayLayout(4, count), "signs": count})
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(signed(8)))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.queue = queue = OutputQueue(shape=signed(8), depth=16)
+        wiring.connect(m, queue.o, wiring.flipped(self.o))
+        accept = self.i.valid & queue.free
+        payload = self.i.payload
+        magnitudes = [delay_value(m, payload.magnitudes[k], 1, f"m_{k}") for k in range(self.count)]
+        signs = [payload.signs[k] for k in range(self.count)]
+        total = signed_tree(m, magnitudes, signs, 1, "sum", self.pairs_a_chain)
+        m.d.comb += [
+            self.i.ready.eq(queue.free),
+            queue.reserve.eq(accept),
+            queue.i.valid.eq(delay(m, accept, 2 + tree_levels(self.count), "valid")),
+            queue.i.payload.eq(total),
+        ]
+        return m
+
+
+@pytest.mark.parametrize(("count", "pairs_a_chain"), [(2, 1), (8, 1), (8, 4)])
+def test_signed_tree(count, pairs_a_chain):
+    rng = random.Random(count)
+    rows, expected = [], []
+    for number in range(150):
+        values = [rng.choice((0, 15, rng.randrange(16))) for _ in range(count)]
+        signs = (0, (1 << count) - 1)[number] if number < 2 else rng.randrange(1 << count)
+        rows.append({"magnitudes": values, "signs": signs})
+        expected.append(sum(-v if signs >> k & 1 else v for k, v in enumerate(values)))
+    check_stream(Tree(count, pairs_a_chain), {"i": rows}, {"o": expected}, stalls=[(0.9, 0.8)])

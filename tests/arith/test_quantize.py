@@ -6,7 +6,7 @@ import torch
 from amaranth.back import rtlil
 
 from mxhw.arith.quantize import Quantizer
-from mxhw.formats import BlockFormat, parse_format
+from mxhw.formats import parse_format
 from mxhw.sw.golden import Wide, quantize_wide
 from tests.support import check_stream, measure_latency_and_interval
 
@@ -120,10 +120,50 @@ def test_large_instances_equal_golden(bits, lanes, names, shared):
     check_stream(make(), {"i": rows}, {"o": expected}, engine="cxxrtl")
 
 
+ANY_CASES = [
+    (10, 8, ("mxfp4_e2m1_b8",), False),
+    (12, 4, ("mxfp6_e2m3_b8_even",), False),
+    (12, 8, ("mxfp6_e3m2_b8_rceil",), True),
+    (14, 8, ("mxfp8_e4m3_b8",), True),
+    (20, 2, ("mxfp8_e5m2_b8_even",), False),
+    (9, 8, ("mxint8_b8_rceil",), True),
+]
+
+
+@pytest.mark.parametrize(("bits", "lanes", "names", "shared"), ANY_CASES)
+def test_floats_and_rules_equal_golden(bits, lanes, names, shared):
+    make, rows, expected = case(bits, lanes, names, shared, 20)
+    check_stream(make(), {"i": rows}, {"o": expected}, stalls=[(0.8, 0.8)])
+
+
+ELEMENTS = ("mxint8", "mxint4", "mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["", "_even", "_rceil"])
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_all_formats_and_rules(element, rule):
+    for bits, shared in ((2, False), (5, True), (23, False)):
+        make, rows, expected = case(bits, 8, (f"{element}_b16{rule}",), shared, 60)
+        check_stream(make(), {"i": rows}, {"o": expected}, stalls=[(1, 1), (0.7, 0.6)])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mxint4_b8",
+        "mxfp4_b8",
+        pytest.param("mxfp4_b8_rceil", marks=pytest.mark.slow),
+        pytest.param("mxfp6_e2m3_b8_even", marks=pytest.mark.slow),
+        pytest.param("mxfp6_e3m2_b8", marks=pytest.mark.slow),
+        pytest.param("mxfp8_e4m3_b8_even", marks=pytest.mark.slow),
+        pytest.param("mxfp8_e5m2_b8_rceil", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("shared", [False, True])
-def test_all_mantissas_of_a_small_width(shared):
-    # One lane sweeps every value, the other sets the scale.
-    format = BlockFormat.mxint(4, 8)
+def test_all_mantissas_of_a_small_width(name, shared):
+    # One lane sets the scale, the others sweep every value.
+    format = parse_format(name)
     blocks = []
     for top in (1, 7, 12, 13, 127, -128):
         for start in range(-128, 128, 7):
@@ -134,10 +174,15 @@ def test_all_mantissas_of_a_small_width(shared):
     check_stream(unit, {"i": rows}, {"o": expected}, stalls=[(1, 1)])
 
 
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("lanes", [1, 2, 4, 8, 32])
-def test_timing(lanes, shared):
-    make, rows, expected = case(10, lanes, ("mxint8",), shared, 6)
+@pytest.mark.parametrize(
+    ("name", "lanes", "shared"),
+    [
+        *(("mxint8", lanes, shared) for lanes in (1, 2, 4, 8, 32) for shared in (False, True)),
+        *(("mxfp4", lanes, False) for lanes in (1, 4, 32)),
+    ],
+)
+def test_timing(name, lanes, shared):
+    make, rows, expected = case(10, lanes, (name,), shared, 6)
     unit = make()
     timing = measure_latency_and_interval(make(), {"i": rows}, "o", len(expected), groups=6)
     assert (timing.latency, timing.interval) == (unit.latency, unit.interval)
@@ -151,6 +196,9 @@ def test_properties_and_cost():
     assert (unit.format, unit.shared_exponent) == (formats[1], False)
     assert unit.cost() == {"multipliers": 0, "memory_bits": 16 * 4 * (35 + 13)}
     assert "cell $mul" not in rtlil.convert(unit)
+    # A magnitude, its sign, highest bit and exponent, and whether it is zero.
+    unit = Quantizer(mantissa_bits=35, lanes=4, formats=parse_format("mxfp4"))
+    assert unit.cost() == {"multipliers": 0, "memory_bits": 16 * 4 * (35 + 1 + 6 + 13 + 1)}
 
 
 @pytest.mark.parametrize(
@@ -182,9 +230,10 @@ def test_properties_and_cost():
             "Format of a quantizer must be a BlockFormat, not 'mxint8'",
         ),
         (
-            {"formats": parse_format("mxfp4")},
+            {"formats": (parse_format("mxint8"), parse_format("mxfp4"))},
             ValueError,
-            "Format of a quantizer must have integer elements, not mxfp4_e2m1",
+            "Formats of a quantizer must have integer elements and the scale rule floor if there "
+            "are several, not mxfp4_e2m1",
         ),
         (
             {"formats": (parse_format("mxint8"), parse_format("mxint8_b16"))},

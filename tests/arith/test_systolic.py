@@ -20,12 +20,12 @@ def beat(format, block):
     }
 
 
-def tiles(x_format, w_format, rows, columns, count, align_bits=0):
+def tiles(x_format, w_format, rows, columns, count, align_bits=0, most=4):
     """Transfers and sums of tiles; all vectors of a tile have one length."""
     rng = random.Random(1)
     transfers, expected = [], []
     for number in range(count):
-        blocks = rng.randint(1, 4)
+        blocks = rng.randint(1, most)
         vectors = random_vectors(x_format, w_format, 200, blocks, seed=number)
         vectors = [vector for vector in vectors if len(vector) == blocks]
         xs = [[x for x, _ in vector] for vector in vectors[:rows]]

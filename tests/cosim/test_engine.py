@@ -303,7 +303,9 @@ def test_error_messages(engine, call, message):
 
 
 def test_unknown_engine():
-    with pytest.raises(UserError, match=r"^Engine must be 'cxxrtl' or 'pysim', not 'verilator'$"):
+    with pytest.raises(
+        UserError, match=r"^Engine must be 'cxxrtl', 'pysim' or 'verilog', not 'verilator'$"
+    ):
         make_engine(Buffer(8), "verilator")
 
 
