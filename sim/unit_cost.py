@@ -20,7 +20,8 @@ _COMB_OF_CHAIN = 4
 
 _TARGETS = {
     "ecp5": "synth_ecp5 -top top",
-    "ice40": "synth_ice40 -dsp -top top",
+    # No distributed memory: flip-flops or block RAM take its place.
+    "ice40": "setattr -unset ram_style a:ram_style\nsynth_ice40 -dsp -top top",
     "gowin": "synth_gowin -top top",
     "xilinx": "synth_xilinx -family xc7 -flatten -noiopad -top top",
     "generic": "synth -flatten -top top\nabc -g AND,XOR,MUX",
@@ -28,10 +29,13 @@ _TARGETS = {
 """Synthesis commands by family."""
 
 
-def cell_counts(unit: Elaboratable, folder: Path, family: str = "ecp5") -> dict[str, int]:
+def cell_counts(
+    unit: Elaboratable, folder: Path, family: str = "ecp5", *, absorb: bool = False
+) -> dict[str, int]:
     """Cells of the unit by type, and ``chains``; leaves ``unit.json`` in the folder.
 
-    On an ECP5 without the lookup tables that the cells behind them can do without.
+    With ``absorb`` an ECP5 netlist loses the tables that the cells behind them can do without
+    (:mod:`mxhw.compiler._absorb`).
     """
     (folder / "unit.il").write_text(rtlil.convert(unit, emit_src=False))
     commands = ["read_rtlil unit.il", _TARGETS[family], "opt_clean", "write_json unit.json"]
@@ -47,7 +51,7 @@ def cell_counts(unit: Elaboratable, folder: Path, family: str = "ecp5") -> dict[
     )
     netlist = json.loads((folder / "unit.json").read_text())
     module = netlist["modules"]["top"]
-    if family == "ecp5":
+    if absorb:
         absorb_tables(module)
         absorb_inverters(module)
         (folder / "unit.json").write_text(json.dumps(netlist))
@@ -60,9 +64,9 @@ def cell_counts(unit: Elaboratable, folder: Path, family: str = "ecp5") -> dict[
     return counts
 
 
-def synthesise(unit: Elaboratable, folder: Path) -> dict[str, int]:
+def synthesise(unit: Elaboratable, folder: Path, *, absorb: bool = False) -> dict[str, int]:
     """COMB as nextpnr will pack them, FF, multipliers, block RAMs, cells of distributed RAM."""
-    counts = cell_counts(unit, folder)
+    counts = cell_counts(unit, folder, absorb=absorb)
     packed = sum(weight * counts.get(cell, 0) for cell, weight in _COMB.items())
     return {
         "comb": packed + _COMB_OF_CHAIN * counts["chains"],
@@ -96,11 +100,11 @@ def route(folder: Path, target_mhz: float, seed: int = 1) -> tuple[int, float]:
 
 
 def unit_cost(
-    unit: Elaboratable, *, target_mhz: float | None = None, seed: int = 1
+    unit: Elaboratable, *, target_mhz: float | None = None, seed: int = 1, absorb: bool = False
 ) -> dict[str, float]:
     """Figures of a unit; with a target clock it is also placed and routed."""
     with tempfile.TemporaryDirectory(prefix="mxhw-") as temporary:
-        figures: dict[str, float] = dict(synthesise(unit, Path(temporary)))
+        figures: dict[str, float] = dict(synthesise(unit, Path(temporary), absorb=absorb))
         if target_mhz is not None:
             comb, mhz = route(Path(temporary), target_mhz, seed)
             figures |= {"comb": comb, "mhz": round(mhz, 1)}

@@ -24,6 +24,8 @@ __all__ = [
 _MAX_ALIGN_BITS = 4
 _ONE_HOT_ALIGN_BITS = 3
 """From so many on, the sum's shift has few enough distances for one choice among all."""
+_FEW_PLACES = 2
+"""Distances, other than those that leave the sign, for which a choice of four suffices."""
 
 
 def accumulator_bits(
@@ -356,9 +358,15 @@ def _select_shift(m: Module, value: Signal, amount: Value, clear: Value, unit: i
     beyond = [
         register(m, (amount >= place) & ~clear, f"beyond_{place}") for place in range(1, places + 1)
     ]
+    # Where the value, the value a unit higher, its sign and 0 are the choices, two bits decide.
+    few = register(m, Cat(amount.any() & ~clear, (amount != 1) & ~clear), "few")
     bits = []
     for index in range(width):
         places = -(-(width - index) // unit)
+        if places == _FEW_PLACES:
+            moved = Mux(few[1], value[-1], value[index + unit])
+            bits.append(Mux(few[0], moved, few[1] & value[index]))
+            continue
         parts = [
             value[index + place * unit] & choice for place, choice in enumerate(chosen[:places])
         ]

@@ -8,7 +8,7 @@ import arith
 import pytest
 import unit_cost
 
-from mxhw.arith import Accumulator, DotProduct, LutMultiplier
+from mxhw.arith import Accumulator, DotProduct, LutMultiplier, Quantizer
 from mxhw.formats import parse_format
 
 BASELINE = json.loads(arith.BASELINE.read_text())
@@ -36,10 +36,15 @@ def test_cells_are_those_of_the_baseline(name):
 
 @pytest.mark.synth
 @pytest.mark.parametrize("family", ["ecp5", "ice40", "gowin", "xilinx", "generic"])
-@pytest.mark.parametrize("name", ["mxint8_b8", "mxfp4_b8", "mxfp8_b8", "accumulator"])
+@pytest.mark.parametrize(
+    "name", ["mxint8_b8", "mxfp4_b8", "mxfp8_b8", "accumulator", "quantizer", "float quantizer"]
+)
 def test_units_are_synthesised_for_other_families(family, name, tmp_path: Path):
     if name == "accumulator":
         unit = Accumulator(product_bits=12, max_terms=4)
+    elif "quantizer" in name:
+        format = parse_format("mxfp4_b8" if "float" in name else "mxint4_b8")
+        unit = Quantizer(mantissa_bits=8, lanes=2, formats=format)
     else:
         format = parse_format(name)
         multiplier = LutMultiplier() if family == "generic" else None
