@@ -104,7 +104,8 @@ class Quantizer(wiring.Component):
         self._lanes = lanes
         self._shared_exponent = bool(shared_exponent)
         self._format = max(self._formats, key=lambda item: item.element.bits)
-        self._any = None if is_plain(self._format) else AnyElements(self._format, mantissa_bits)
+        self._plain = is_plain(self._format)
+        self._any = AnyElements(self._format, mantissa_bits)
         output_shape = BlockBeat(format=self._format, lanes=lanes)
         self._beats = self._format.block_size // lanes
         self._beat_shape = (SharedBeat if shared_exponent else WideBeat)(
@@ -147,7 +148,7 @@ class Quantizer(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from the transfer of a block's last beat to that of its first output beat."""
-        if self._any is not None:
+        if not self._plain:
             return FIND_CYCLES + _max_stages(self._lanes) + DRAIN_CYCLES + 1
         return 5 if self._shared_exponent else 6 + _max_stages(self._lanes)
 
@@ -164,7 +165,7 @@ class Quantizer(wiring.Component):
     def cost(self) -> dict[str, int]:
         """Multipliers and bits of distributed memory."""
         exponents = 0 if self._shared_exponent else EXPONENT_BITS + 1
-        element = self._mantissa_bits + exponents if self._any is None else self._any.stored.size
+        element = self._mantissa_bits + exponents if self._plain else self._any.stored.size
         stored = self._lanes * element * self._depth
         return {"multipliers": 0, "memory_bits": stored}
 
@@ -183,7 +184,7 @@ class Quantizer(wiring.Component):
             shape=self._block_shape(), depth=max(2, -(-self._depth // self._beats))
         )
         stored = RingStorage(self._depth)
-        if self._any is not None:
+        if not self._plain:
             find, drain = self._find_any, self._drain_any
         else:
             stored.add(m, "mantissas", beat.mantissas.as_value())
@@ -211,7 +212,7 @@ class Quantizer(wiring.Component):
         members = {}
         if len(self._formats) > 1:
             members["select"] = range(len(self._formats))
-        if self._shared_exponent and self._any is None:
+        if self._shared_exponent and self._plain:
             members |= {"exponent": signed(SCALE_BITS), "amount": unsigned(self._amount_bits)}
         else:
             members["base"] = signed(SCALE_BITS + 1)
@@ -468,7 +469,7 @@ def _check_formats(formats: BlockFormat | Sequence[BlockFormat]) -> tuple[BlockF
     for format in formats:
         if not isinstance(format, BlockFormat):
             raise TypeError(f"Format of a quantizer must be a BlockFormat, not {format!r}")
-        if len(formats) > 1 and not is_plain(format):
+        if formats[1:] and not is_plain(format):
             raise ValueError(
                 f"Formats of a quantizer must have integer elements and the scale rule floor if "
                 f"there are several, not {format.name}"

@@ -6,6 +6,7 @@ costs nothing there, and its delay goes too. Flip-flops invert their reset thems
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 __all__ = ["absorb_inverters", "absorb_tables"]
@@ -147,7 +148,7 @@ def _function(table: dict[str, Any]) -> tuple[int, list[Any]]:
             return contents, inputs
 
 
-def _rows_of(rows: list[tuple[int, ...]], place: int, level: int) -> list[tuple[int, ...]]:
+def _rows_of(rows: Sequence[tuple[int, ...]], place: int, level: int) -> list[tuple[int, ...]]:
     """Rows with a level at a place, ordered by the others, the first input fastest."""
     return sorted((row for row in rows if row[place] == level), key=lambda row: row[::-1])
 

@@ -156,7 +156,7 @@ STREAMS = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if name != "dot mxfp4" else ()) for name in UNITS],
+    [pytest.param(name, marks=pytest.mark.slow if name != "accumulator" else ()) for name in UNITS],
 )
 def test_verilog_equals_golden(name):
     """Exported, read again, translated to native code: the streams are those of golden."""
