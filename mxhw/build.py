@@ -129,8 +129,9 @@ def _run(
         console.print(_boards_table())
         return
     from mxhw.boards.catalog import Toolchain, find_board
-    from mxhw.compiler.context import Settings, parse_formats
+    from mxhw.compiler.context import Settings, choose_context, parse_formats
     from mxhw.compiler.pipeline import find_step
+    from mxhw.compiler.progress import SilentProgress
     from mxhw.models.bundled import MODELS
 
     if model is None and board in MODELS:
@@ -162,11 +163,14 @@ def _run(
     errors = Console(stderr=True, highlight=False)
     if not quiet and "/" not in format_ and weights != activations:
         errors.print(f"Weights in {weights.name}, activations in {activations.name}.")
-    if estimate:
-        _print_estimate(settings, console)
-        return
     if text is not None:
         _print_perplexity(settings, text, quiet=quiet, console=console, errors=errors)
+        return
+    settings, fewer = choose_context(settings, SilentProgress())
+    if fewer is not None and not quiet:
+        errors.print(fewer, soft_wrap=True, markup=False)
+    if estimate:
+        _print_estimate(settings, console)
         return
     folder = out if out is not None else _default_folder(settings)
     _build(settings, folder, stop_after, quiet=quiet, console=console, errors=errors)
@@ -295,19 +299,15 @@ def _boards_table() -> Table:
 
 
 def _print_estimate(settings: Any, console: Console) -> None:
-    import tempfile
-
     from mxhw.compiler.context import Context
     from mxhw.compiler.progress import SilentProgress
     from mxhw.compiler.report import resource_table
-    from mxhw.compiler.steps import plan
+    from mxhw.compiler.steps import plan_facts
 
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch)
-        context = Context(settings, path, SilentProgress())
-        if settings.fingerprint:
-            console.print(_memory_statement(context), soft_wrap=True, markup=False)
-        facts = plan(context, path)
+    context = Context(settings, Path(), SilentProgress())
+    if settings.fingerprint:
+        console.print(_memory_statement(context), soft_wrap=True, markup=False)
+    facts, refusal = plan_facts(context)
     resources = {"estimated": facts["resources"], "capacity": facts["capacity"]}
     cycles = facts["cycles_per_token"]
     share = facts["macs_per_token"] / (facts["multipliers"] * cycles)
@@ -318,6 +318,8 @@ def _print_estimate(settings: Any, console: Console) -> None:
         f"multipliers busy in {share:.0%} of them\n"
     )
     console.print(resource_table(resources))
+    if refusal is not None:
+        raise UserError(refusal)
 
 
 def _memory_statement(context: Any) -> str:

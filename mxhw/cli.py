@@ -59,7 +59,7 @@ _MODEL_OPTIONS = (
         metavar="N",
         type=click.IntRange(min=8),
         help="Positions to build for, where MODEL is a path; by default those of the model, at "
-        "most 1024.",
+        "most 1024, or as many as the board holds.",
     ),
     click.option(
         "--tokenizer",

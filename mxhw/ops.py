@@ -141,9 +141,11 @@ def rope(
     theta: float,
     format: str,
     rotary: int | None = None,
+    slots: int = 1,
 ) -> MXTensor:
     """Rotary position embedding on interleaved pairs."""
-    return _rope.rope(x, position, context, head_size, theta, parse_format(format), rotary)
+    narrow = parse_format(format)
+    return _rope.rope(x, position, context, head_size, theta, narrow, rotary, slots)
 
 
 @_operator("key_cache")
@@ -166,14 +168,20 @@ def _head(x: MXTensor, head: int, head_size: int) -> MXTensor:
 
 
 @_operator("engine")
-def scores(query: MXTensor, keys: MXTensor, *, heads: int, kv_heads: int) -> torch.Tensor:
-    """Base-2 attention logits ``[tokens, heads, positions]`` in fixed point."""
-    size = query.elements.shape[-1] // heads
+def scores(
+    query: MXTensor, keys: MXTensor, *, heads: int, kv_heads: int, slots: int = 1
+) -> torch.Tensor:
+    """Base-2 attention logits ``[tokens, heads, positions]`` in fixed point.
+
+    Heads are counted by block, and in a block by slot.
+    """
+    size = query.elements.shape[-1] * slots // heads
     group = heads // kv_heads
-    rows = [
-        _attention.scores(_head(query, h, size), _head(keys, h // group, size))
-        for h in range(heads)
-    ]
+    rows = []
+    for head in range(heads):
+        block, slot = divmod(head, slots)
+        part = _attention.only_slot(_head(query, block, size), slot, slots)
+        rows.append(_attention.scores(part, _head(keys, head // group, size)))
     return torch.stack(rows, dim=-2)
 
 
@@ -210,6 +218,7 @@ def attention_values(
     format: str,
     wide: str,
     reciprocal_bits: int = 5,
+    slots: int = 1,
 ) -> MXTensor:
     """Probability-weighted sum of the cached values, normalised."""
     narrow = parse_format(format)
@@ -217,12 +226,17 @@ def attention_values(
     blocks = values.elements.shape[-1] // kv_heads // size
     heads = probabilities.total.shape[-1] // blocks
     parts = []
-    for part in range(heads * blocks):
+    for part in range(0, heads * blocks, slots):
         head, block = divmod(part, blocks)
-        rows = Probabilities(probabilities.numerators[:, part], probabilities.total[:, part])
+        these = part if slots == 1 else slice(part, part + slots)
+        rows = Probabilities(probabilities.numerators[:, these], probabilities.total[:, these])
         source = head * kv_heads // heads * blocks + block
         cached = values.elements[..., source * size : (source + 1) * size]
-        parts.append(_attention.values(rows, cached, narrow, parse_format(wide), reciprocal_bits))
+        parts.append(
+            _attention.values(
+                rows, cached, narrow, parse_format(wide), reciprocal_bits, slots=slots
+            )
+        )
     elements = torch.cat([part.elements for part in parts], -1)
     return MXTensor(elements, torch.cat([part.scales for part in parts], -1), narrow)
 

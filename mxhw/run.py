@@ -117,8 +117,8 @@ def _run(
 ) -> None:
     from mxhw.boards.catalog import find_board
     from mxhw.boards.wrapper import DEFAULT_BAUD
-    from mxhw.compiler.context import Context, Settings, parse_formats
-    from mxhw.compiler.progress import make_progress
+    from mxhw.compiler.context import Context, Settings, choose_context, parse_formats
+    from mxhw.compiler.progress import SilentProgress, make_progress
     from mxhw.sw.host.text import TextGenerator
 
     baud = baud or DEFAULT_BAUD
@@ -133,6 +133,9 @@ def _run(
         table_budget=table_budget,
     )
     errors = Console(stderr=True, highlight=False)
+    settings, fewer = choose_context(settings, SilentProgress())
+    if fewer is not None and not quiet:
+        errors.print(fewer, soft_wrap=True, markup=False)
     progress = make_progress(errors, quiet=quiet)
     shared = Context(settings, Path(), progress)
     if port is None:

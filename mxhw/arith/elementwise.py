@@ -1,4 +1,7 @@
+# amaranth: UnusedElaboratable=no
 """Elementwise units on MX blocks: another format, sum, product. All end in a quantiser."""
+
+from collections.abc import Sequence
 
 from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
@@ -8,7 +11,7 @@ from amaranth.utils import bits_for
 from mxhw.arith.accumulate import limit_shift, shift_right
 from mxhw.arith.decode import check_decodable, decode
 from mxhw.arith.multiply import DspMultiplier
-from mxhw.arith.pipeline import delay, register, wire
+from mxhw.arith.pipeline import delay, delay_value, register, wire
 from mxhw.arith.quantize import Quantizer
 from mxhw.arith.shapes import EXPONENT_BITS, BlockBeat
 from mxhw.formats import SCALE_BIAS, BlockFormat
@@ -24,7 +27,11 @@ class _Elementwise(wiring.Component):
     _stages: int
 
     def __init__(
-        self, operands: dict[str, BlockFormat], format: BlockFormat, lanes: int, mantissa_bits: int
+        self,
+        operands: dict[str, BlockFormat],
+        format: BlockFormat | Sequence[BlockFormat],
+        lanes: int,
+        mantissa_bits: int,
     ):
         sizes = {operand.block_size for operand in operands.values()}
         if len(sizes) > 1:
@@ -35,13 +42,17 @@ class _Elementwise(wiring.Component):
         self._lanes = lanes
         shapes = {name: BlockBeat(format=f, lanes=lanes) for name, f in operands.items()}
         # A larger output block has several input scales.
-        self._shared = format.block_size <= sizes.pop()
+        largest = format.block_size if isinstance(format, BlockFormat) else format[0].block_size
+        self._shared = largest <= sizes.pop()
         self._quantizer = Quantizer(
             mantissa_bits=mantissa_bits,
             lanes=lanes,
             formats=format,
             shared_exponent=self._shared,
         )
+        self._choices = len(self._quantizer.formats)
+        if self._choices > 1:
+            shapes["select"] = range(self._choices)
         shape = data.StructLayout(shapes) if len(shapes) > 1 else next(iter(shapes.values()))
         super().__init__(
             {
@@ -87,6 +98,10 @@ class _Elementwise(wiring.Component):
         ]
         mantissas, exponent = self._compute(m, advance)
         payload = quantizer.i.payload
+        if self._choices > 1:
+            select = delay_value(m, self.i.payload.select, self._stages, "select", advance)
+            m.d.comb += payload.select.eq(select)
+            payload = payload.beat
         for lane, mantissa in enumerate(mantissas):
             m.d.comb += payload.mantissas[lane].eq(mantissa)
             if not self._shared:
@@ -102,7 +117,8 @@ class _Elementwise(wiring.Component):
     def _decoded(self, m: Module, advance: Value, name: str) -> tuple[list[Value], Value]:
         """Significands of an operand and the exponent of their unit, in registers."""
         format = self._operands[name]
-        beat = self.i.payload[name] if len(self._operands) > 1 else self.i.payload
+        single = len(self._operands) == self._choices == 1
+        beat = self.i.payload if single else self.i.payload[name]
         significands: list[Value] = [
             register(m, decode(format, beat.elements[lane]), f"{name}_{lane}", advance)
             for lane in range(self._lanes)
@@ -226,15 +242,15 @@ class ElementwiseAdd(_Elementwise):
     ----------
     x_format, y_format : BlockFormat
         Formats of one block size, significands of at most 18 bits.
-    format : BlockFormat
-        Format of the output.
+    format : BlockFormat or sequence of BlockFormat
+        Format of the output; several as :class:`Quantizer` takes them.
     lanes : int
         Elements a beat; divides the block sizes.
 
     Members
     -------
     i : ``In(stream.Signature(StructLayout))``
-        ``x`` and ``y``: a :class:`BlockBeat` of each.
+        ``x`` and ``y``: a :class:`BlockBeat` of each; with several formats ``select`` too.
     o : ``Out(stream.Signature(BlockBeat))``
 
     Raises
@@ -250,7 +266,12 @@ class ElementwiseAdd(_Elementwise):
     _stages = 3
 
     def __init__(
-        self, *, x_format: BlockFormat, y_format: BlockFormat, format: BlockFormat, lanes: int
+        self,
+        *,
+        x_format: BlockFormat,
+        y_format: BlockFormat,
+        format: BlockFormat | Sequence[BlockFormat],
+        lanes: int,
     ):
         bits = max(check_decodable(f).element.significand_bits for f in (x_format, y_format))
         super().__init__({"x": x_format, "y": y_format}, format, lanes, bits + _GUARD_BITS + 1)

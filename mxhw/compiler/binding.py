@@ -61,6 +61,12 @@ class FoldedBinding:
         Entries of the units' function tables.
     rotary : int or None
         Head size of the model where heads share or do not fill their blocks.
+    slots : int
+        Heads that share a block.
+    biases : list of MXTensor
+        Of the queries, keys and values of each layer in turn.
+    block_words : int or None
+        Weight words in block RAM, the others in lookup tables; None for all.
     macs : int
         Useful multiplications of the constant matrices, a token.
     step_nodes : dict
@@ -87,6 +93,9 @@ class FoldedBinding:
     gated_lanes: int = 1
     tables: TableBits = TableBits()
     rotary: int | None = None
+    slots: int = 1
+    biases: list[MXTensor] = dataclasses.field(default_factory=list)
+    block_words: int | None = None
 
     @property
     def multipliers(self) -> int:
@@ -95,14 +104,31 @@ class FoldedBinding:
 
     def useful_macs(self, context: int) -> int:
         """Multiplications that a token at the last of ``context`` positions needs."""
-        return self.macs + 2 * self.shape.layers * self.heads * self.head_size * context
+        size = self.rotary or self.head_size
+        return self.macs + 2 * self.shape.layers * self.heads * size * context
+
+    def with_context(self, context: int) -> "FoldedBinding":
+        """The same binding for another number of positions: its sizes, not its tables."""
+        shape = self.shape
+        blocks = [s.blocks for s in self.program if isinstance(s.blocks, int)]
+        groups = [s.groups for s in self.program if isinstance(s.groups, int)]
+        shape = dataclasses.replace(
+            shape,
+            context=context,
+            max_blocks=max(*blocks, -(-context // shape.block_size)),
+            max_groups=max(*groups, -(-context // shape.rows)),
+        )
+        return dataclasses.replace(self, shape=shape)
 
     def describe(self) -> str:
         """One line for people."""
         shape = self.shape
+        rest = len(self.words) - (self.block_words or len(self.words))
+        tables = f", {rest} of them in lookup tables" if rest else ""
         return (
             f"folded: 1 layer built and used {shape.layers} times, {shape.rows} rows x "
-            f"{shape.block_size} lanes, {len(self.program)} steps, {len(self.words)} weight words"
+            f"{shape.block_size} lanes, {len(self.program)} steps, {len(self.words)} weight "
+            f"words{tables}"
         )
 
 
@@ -133,7 +159,9 @@ class _Binder:
         self._gates: dict[Node, Node] = {}
         self._epsilons: set[float] = set()
         self._dims: set[int] = set()
-        self._ropes: set[tuple[int, int, float, int | None]] = set()
+        self._ropes: set[tuple[int, int, float, int | None, int]] = set()
+        self._biases: list[MXTensor] = []
+        self._biased: set[bool] = set()
         self._hidden = 0
         self._heads: set[tuple[int, int]] = set()
         self._projecting = False
@@ -212,9 +240,9 @@ class _Binder:
             self._epsilons.add(node.kwargs["epsilon"])
             self._dims.add(node.kwargs["dim"])
         elif node.target is ops.rope:
-            keywords = node.kwargs
-            names = ("context", "head_size", "theta", "rotary")
-            self._ropes.add(tuple(keywords.get(name) for name in names))
+            keywords = {"rotary": None, "slots": 1, **node.kwargs}
+            names = ("context", "head_size", "theta", "rotary", "slots")
+            self._ropes.add(tuple(keywords[name] for name in names))
         elif node.target is ops.linear:
             self._visit_linear(node)
         elif node.target is ops.attention_values:
@@ -235,10 +263,16 @@ class _Binder:
     def _visit_linear(self, node: Node) -> None:
         weight = self._constant(node.args[1])
         key = str(node.args[1].target)
-        users = list(node.users)
-        if len(users) != 1:
-            raise self._refuse(node, f"its result must have one reader, not {len(users)}")
-        user = users[0]
+        user = self._reader(node)
+        bias = None
+        if user.target is ops.bias:
+            bias, user = user, self._reader(user)
+        if user.target in (ops.rope, ops.value_cache):
+            self._biased.add(bias is not None)
+            if bias is not None:
+                self._biases.append(self._constant(bias.args[1]))
+        elif bias is not None:
+            raise self._refuse(node, "only queries, keys and values may have a bias")
         if user.target is ops.rope and _users(user, ops.scores):
             self._layer += 1
             self._projecting = True
@@ -253,6 +287,12 @@ class _Binder:
             self._visit_gated(node, user)
         else:
             raise self._refuse(node, f"its reader {user.name} is not one the decoder has")
+
+    def _reader(self, node: Node) -> Node:
+        users = list(node.users)
+        if len(users) != 1:
+            raise self._refuse(node, f"its result must have one reader, not {len(users)}")
+        return users[0]
 
     def _per_head(self, node: Node, key: str, weight: MXTensor, destination: Destination) -> None:
         if not self._projecting:
@@ -298,13 +338,17 @@ class _Binder:
         self._heads.add((heads, kv_heads))
         self._projecting = False
         size = self._head_size
+        slots = logits.kwargs.get("slots", 1)
+        blocks = size // parse_format(node.kwargs["format"]).block_size
+        # Values are read by slot, or by block where a head has several.
+        parts = max(slots, blocks)
         scores = [
             Step(
                 name=f"{logits.name}[{head}]",
                 operand=Operand.QUERY,
                 weights=Weights.KEYS,
                 base=0,
-                blocks=size // parse_format(node.kwargs["format"]).block_size,
+                blocks=blocks,
                 groups=Position.GROUPS,
                 destination=Destination.SOFTMAX,
                 head=head * kv_heads // heads,
@@ -314,24 +358,26 @@ class _Binder:
         ]
         sums = [
             Step(
-                name=f"{node.name}[{head}]",
+                name=f"{node.name}[{head * blocks + block}]",
                 operand=Operand.PROBABILITIES,
                 weights=Weights.VALUES,
                 base=0,
                 blocks=Position.BLOCKS,
-                groups=size // self._rows,
+                groups=size // parts // self._rows,
                 destination=Destination.ATTENTION,
                 head=head * kv_heads // heads,
+                part=block if blocks > 1 else head % slots,
                 layer=self._layer,
             )
             for head in range(heads)
+            for block in range(blocks)
         ]
         # The softmax holds two heads: the scores of the next head overlap this head's softmax.
         self._program.append(scores[0])
         for head in range(heads):
             if head + 1 < heads:
                 self._program.append(scores[head + 1])
-            self._program.append(sums[head])
+            self._program += sums[head * blocks : (head + 1) * blocks]
         self._loaded = None
 
     def finish(self, options) -> FoldedBinding:
@@ -340,15 +386,21 @@ class _Binder:
             ("rotary embedding", self._ropes),
             ("norm epsilon", self._epsilons),
             ("number of heads", self._heads),
+            ("use of biases", self._biased),
         ):
             if len(values) != 1:
                 raise UserError(f"Layers must share one {what} to fold, not have {len(values)}")
-        context, head_size, theta, rotary = next(iter(self._ropes))
+        context, head_size, theta, rotary, slots = next(iter(self._ropes))
         heads, kv_heads = next(iter(self._heads))
         layers = self._layer + 1
         block = options.activation_format.block_size
-        if head_size != block:
-            raise UserError(f"Head size must be the block size ({block}) to bind, not {head_size}")
+        if head_size // slots % self._rows:
+            raise UserError(
+                f"Heads in slots of {head_size // slots} elements must be whole groups of the "
+                f"engine's rows ({self._rows})"
+            )
+        key_blocks = head_size // block
+        parts = max(slots, key_blocks)
         if context % self._rows:
             raise UserError(
                 f"Context must be a multiple of the engine's rows ({self._rows}), not {context}"
@@ -371,9 +423,11 @@ class _Binder:
             kv_heads=kv_heads,
             vocabulary=vocabulary,
             words=len(self._words),
-            value_groups=head_size // self._rows,
+            value_groups=head_size // parts // self._rows,
             max_blocks=max(*constant_blocks, -(-context // block)),
             max_groups=max(*constant_groups, -(-context // self._rows)),
+            key_blocks=key_blocks,
+            value_parts=parts,
         )
         return FoldedBinding(
             program=self._program,
@@ -394,6 +448,8 @@ class _Binder:
             macs=self._macs,
             tables=TableBits(**self._tables),
             rotary=rotary,
+            slots=slots,
+            biases=self._biases,
         )
 
 

@@ -6,6 +6,7 @@ transfers agree, or else the first difference with node, block, element and both
 
 import dataclasses
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import fx
 
 from mxhw.cli import run_command
 from mxhw.compiler.lower import reset_caches
+from mxhw.compiler.report import peak_memory_mb
 from mxhw.compiler.trace import Expected, GoldenTrace, expected_streams, stream_names
 from mxhw.cosim.engine import Engine, make_engine
 from mxhw.dataflow.decoder import FoldedDecoder
@@ -340,6 +342,8 @@ def compare_decoder(
     waveform: Path | None = None,
     engine: str = "cxxrtl",
     on_progress: Callable[[str], None] | None = None,
+    stalls: tuple[float, float] = (1.0, 1.0),
+    seed: int = 0,
 ) -> Comparison:
     """Feed tokens to a simulation of the decoder and compare every node's value.
 
@@ -358,6 +362,8 @@ def compare_decoder(
         ``"cxxrtl"`` or ``"pysim"``.
     on_progress : callable, optional
         Called with a line of text before each slow step.
+    stalls, seed
+        As for :func:`compare_engine`.
     """
     progress = on_progress or (lambda text: None)
     with make_engine(
@@ -369,7 +375,9 @@ def compare_decoder(
     ) as sim:
         progress(f"Comparing {len(tokens)} tokens")
         shape = decoder.parameters.shape
-        return compare_engine(sim, shape, lowered, tokens, waveform=waveform)
+        return compare_engine(
+            sim, shape, lowered, tokens, waveform=waveform, stalls=stalls, seed=seed
+        )
 
 
 def _greedy(lowered: fx.GraphModule, prompt: list[int], count: int, context: int) -> list[int]:
@@ -412,32 +420,78 @@ def _greedy(lowered: fx.GraphModule, prompt: list[int], count: int, context: int
     show_default=True,
     help="Simulation in native code, or Amaranth's.",
 )
+@click.option(
+    "--layers",
+    metavar="N",
+    type=int,
+    help="Take the model's first layers only, with its embedding and its head. The simulation "
+    "holds any number of weights, so this is for models that no block RAM holds.",
+)
+@click.option(
+    "--format",
+    "format_",
+    metavar="W[/A]",
+    default="mxint8",
+    show_default=True,
+    help="MX formats of weights and activations, as for mxhw.build.",
+)
+@click.option("--context", metavar="N", type=click.IntRange(min=8), help="As for mxhw.build.")
+@click.option(
+    "--tokenizer", metavar="FILE", type=click.Path(path_type=Path), help="As for mxhw.build."
+)
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
-def command(model: str, tokens: int, prompt: str, waveform: Path | None, engine: str) -> None:
+def command(
+    model: str,
+    tokens: int,
+    prompt: str,
+    waveform: Path | None,
+    engine: str,
+    layers: int | None,
+    format_: str,
+    context: int | None,
+    tokenizer: Path | None,
+) -> None:
     """Compare every node of MODEL's hardware with golden, up to the first difference.
+
+    MODEL is what mxhw.build takes.
 
     Exit status: 0 if all agree, 1 at a difference or for a request that cannot be served, 2 for a
     step that failed, 3 for a missing tool.
     """
-    from mxhw.compiler.context import Context, Settings
+    from mxhw.build import DEFAULT_BOARD, model_source
+    from mxhw.compiler.context import Context, Settings, choose_context, parse_formats
     from mxhw.compiler.progress import SilentProgress
 
     def progress(text: str) -> None:
         click.echo(f"  {text}", err=True)
 
-    context = Context(Settings(model, "ulx3s-85f"), Path(), SilentProgress())
-    progress(f"Lowering model {model!r}")
-    sequence = _greedy(
-        context.decode, context.tokenizer.encode(prompt), tokens, context.config.context
+    weights, activations = parse_formats(format_)
+    settings = Settings(
+        **model_source(model, context, tokenizer),
+        target=DEFAULT_BOARD,
+        weight_format=weights.name,
+        activation_format=activations.name,
     )
+    settings, fewer = choose_context(settings, SilentProgress())
+    if fewer is not None:
+        progress(fewer)
+    shared = Context(settings, Path(), SilentProgress())
+    if layers is not None:
+        shared = shared.first_layers(layers)
+    progress(f"Lowering {shared.config.layers} layers of model {settings.name!r}")
+    sequence = _greedy(
+        shared.decode, shared.tokenizer.encode(prompt), tokens, shared.config.context
+    )
+    start = time.monotonic()
     result = compare_decoder(
-        context.component(),
-        context.decode,
+        shared.component(),
+        shared.decode,
         sequence,
         waveform=waveform,
         engine=engine,
         on_progress=progress,
     )
+    progress(f"{time.monotonic() - start:.1f} s, {peak_memory_mb():,.0f} MB at most")
     if result.difference is not None:
         raise UserError(str(result.difference))
     click.echo(f"All agree: {result.nodes} nodes, {result.transfers} transfers, {tokens} tokens")

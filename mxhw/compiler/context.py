@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 # Modules that load PyTorch are imported where they are used: lists and help need none of them.
 
-__all__ = ["REPORT_CONTEXT", "TABLE_BUDGET", "Context", "Settings", "parse_formats", "unknown_name"]
+__all__ = [
+    "REPORT_CONTEXT",
+    "TABLE_BUDGET",
+    "Context",
+    "Settings",
+    "choose_context",
+    "parse_formats",
+    "unknown_name",
+]
 
 REPORT_CONTEXT = 64
 """Positions that a token sees in the figures of speed."""
@@ -161,6 +169,23 @@ class Settings:
         return f"{self.weight_format}/{self.activation_format}"
 
 
+def choose_context(settings: Settings, progress: Progress) -> tuple[Settings, str | None]:
+    """The settings with the positions that the board holds, and a sentence if these are fewer.
+
+    Bundled models, and settings that name a context, are left alone.
+    """
+    if not settings.fingerprint or settings.context is not None:
+        return settings, None
+    context = Context(settings, Path(), progress)
+    found, whole = context.fitting_context(), context.config.context
+    if found == whole:
+        return settings, None
+    return dataclasses.replace(settings, context=found), (
+        f"Context is {found} positions, the most that {settings.target} holds of the model's "
+        f"{whole} in {settings.format}; --context asks for another number."
+    )
+
+
 class Context:
     """What the steps of one build share; everything is made when it is first needed.
 
@@ -255,6 +280,34 @@ class Context:
             block_rams=capacity.block_rams * self._blocks_a_ram,
         )
 
+    def fitting_context(self) -> int:
+        """Positions to build for, where none are asked for.
+
+        Those that the model was made for, at most 1024, if the board's device holds them; else the
+        largest number of whole blocks that it does hold; if it holds none, the first again.
+        """
+        from mxhw.compiler.estimate import fit
+        from mxhw.compiler.memory import memory_needed
+
+        config, options, capacity = self.config, self.options, self.board.capacity
+        whole = config.context
+        bits = memory_needed(
+            config, options.weight_format, options.activation_format, options.wide_format
+        ).weight_bits
+        if bits > self.board.device.block_ram_bits * capacity.block_rams:
+            # Lowering a large model takes long, and no context would help.
+            return whole
+        size = options.activation_format.block_size
+        figures = fit(
+            self.decode,
+            options,
+            multipliers=capacity.multipliers,
+            luts=capacity.luts,
+            block_rams=capacity.block_rams * self._blocks_a_ram,
+            contexts=range((whole - 1) // size * size, 0, -size),
+        )
+        return figures.binding.shape.context
+
     @property
     def _blocks_a_ram(self) -> int:
         """Blocks of 18 kbit, which estimates count, in one block RAM of the board's device."""
@@ -281,6 +334,23 @@ class Context:
         other = Context(settings, self.folder, self.progress)
         shared = {"_loaded": self._loaded, "options": self.options, "decode": self.decode}
         vars(other).update(shared)
+        return other
+
+    def first_layers(self, layers: int) -> "Context":
+        """A context of the same settings for the model's first layers alone.
+
+        Raises
+        ------
+        UserError
+            If the model has not so many.
+        """
+        model, tokenizer, _ = self._loaded
+        try:
+            short = model.first_layers(layers)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        other = Context(self.settings, self.folder, self.progress)
+        vars(other)["_loaded"] = (short, tokenizer, short.config)
         return other
 
     @property

@@ -27,6 +27,9 @@ def decoder_parameters(binding: FoldedBinding) -> DecoderParameters:
         gated_lanes=binding.gated_lanes,
         tables=binding.tables,
         rotary=binding.rotary,
+        slots=binding.slots,
+        biases=binding.biases,
+        block_words=binding.block_words,
     )
 
 

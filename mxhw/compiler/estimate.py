@@ -7,6 +7,7 @@ in bits. Cycles come from :mod:`mxhw.compiler.schedule`.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from amaranth.utils import bits_for
 from torch import fx
@@ -26,7 +27,11 @@ __all__ = ["ROW_CHOICES", "Estimate", "UnitCost", "estimate", "fit"]
 ROW_CHOICES = (8, 4, 2)
 """Rows of an engine that :func:`fit` tries, largest first."""
 
+_LARGEST_SHARE = 0.9
+"""Of the lookup tables: what is beyond cannot be routed."""
+
 _LINK = 60
+_BLOCK_RAM_DEPTH = 2048
 _HOST = (1150, 740, 1)
 
 
@@ -106,11 +111,28 @@ def _engine(b: FoldedBinding) -> UnitCost:
 
 
 def _weights(b: FoldedBinding) -> UnitCost:
+    depth = b.block_words or len(b.words)
+    rest = len(b.words) - depth
+    bits = b.shape.rows * b.weight_format.block_bits
+    # A table of 16 words a bit, a register, and the choice between both memories.
+    tables = bits * (-(-rest // 16) + 1) if rest else 0
     fields = memory_parts(b.weight_format, b.shape.rows)
     widths = [sum(width for _start, width in part) for part in fields]
-    blocks = [block_rams(width, len(b.words)) for width in widths]
+    blocks = [block_rams(width, depth) for width in widths]
     parts = len(blocks)
-    return UnitCost(45 + 22 * parts, 14 + 11 * parts, 0, sum(blocks))
+    return UnitCost(
+        45 + 22 * parts + tables, 14 + 11 * parts + (bits if rest else 0), 0, sum(blocks)
+    )
+
+
+def _in_lookup_tables(b: FoldedBinding) -> FoldedBinding | None:
+    """The binding with the weight words in lookup tables that cost most in block RAM."""
+    # Block RAMs are as deep as a power of two at every width but the largest.
+    step = _BLOCK_RAM_DEPTH
+    depth = len(b.words) // step * step
+    if not depth or depth == len(b.words):
+        return None
+    return dataclasses.replace(b, block_words=depth)
 
 
 def _word_decoder(b: FoldedBinding) -> UnitCost:
@@ -125,10 +147,12 @@ def _caches(b: FoldedBinding) -> dict[str, UnitCost]:
     bits = b.activation_format.element.bits
     words = shape.layers * shape.kv_heads * shape.context
     columns = [bits] * shape.block_size
-    key = column_cost(depth=words // shape.rows, rows=shape.rows, widths=[*columns, SCALE_BITS])
+    depth = words * shape.key_blocks // shape.rows
+    key = column_cost(depth=depth, rows=shape.rows, widths=[*columns, SCALE_BITS])
     positions = shape.layers * shape.kv_heads * -(-shape.context // shape.block_size)
-    value = column_cost(depth=positions * shape.value_groups, rows=shape.rows, widths=columns)
-    scales = block_rams(shape.rows * 9, -(-words // shape.rows))
+    groups = shape.value_groups * shape.value_parts
+    value = column_cost(depth=positions * groups, rows=shape.rows, widths=columns)
+    scales = block_rams(shape.rows * 9, depth)
     return {
         "keys": UnitCost(156, 338, 0, key["block_rams"]),
         "values": UnitCost(207, 381, 0, value["block_rams"] + scales),
@@ -146,7 +170,7 @@ def _pointwise(b: FoldedBinding) -> dict[str, UnitCost]:
     word = shape.rows * b.engine_format.block_bits
     dim_is_power = b.dim & (b.dim - 1) == 0
     norm_words = len(b.norm_weights) * b.dim // lanes
-    rope_words = shape.context * b.head_size // 2
+    rope_words = shape.context * b.head_size // b.slots // 2
     softmax_scale = 0.3 + 0.7 * b.softmax_lanes / 2
     return {
         "embedding": UnitCost(635 + word, *_lanes_part(0, 513, lanes)[1:]),
@@ -190,7 +214,7 @@ def _control(b: FoldedBinding) -> dict[str, UnitCost]:
     word = shape.rows * b.engine_format.block_bits
     beat = shape.lanes * b.activation_format.element.bits + SCALE_BITS
     wide = shape.lanes * b.wide_format.element.bits + SCALE_BITS
-    head = _queue(beat, max(b.heads * b.head_size // shape.lanes, 2))
+    head = _queue(beat, max(b.heads // b.slots * b.head_size // shape.lanes, 2))
     queues = 14
     return {
         "sequencer": UnitCost(255, 135),
@@ -233,8 +257,13 @@ def fit(
     multipliers: int,
     luts: int,
     block_rams: int,
+    contexts: Sequence[int] = (),
 ) -> Estimate:
-    """The widest binding that a device holds, or the narrowest if none does.
+    """The widest binding that a device holds.
+
+    If none does, the widest that only needs more block RAM, or else the narrowest.
+    For every number of rows all weight words are tried in block RAM first, and then the words
+    behind a whole depth of block RAMs in lookup tables.
 
     Parameters
     ----------
@@ -243,19 +272,32 @@ def fit(
     multipliers, luts, block_rams : int
         Capacity of the device. Nine tenths of the lookup tables are used at most, since the
         rest cannot be routed.
+    contexts : sequence of int
+        Numbers of positions to try in this order if the graph's own does not fit. The result is
+        then of the sizes only: lower the model again for its context.
     """
-    result: Estimate | None = None
+    bindings = []
     reason: UserError | None = None
     for rows in ROW_CHOICES:
         try:
-            result = estimate(bind(lowered, options, rows=rows))
+            bindings.append(bind(lowered, options, rows=rows))
         except UserError as error:
             reason = error
-            continue
-        needs = result.resources
-        fits = needs["dsp"] <= multipliers and needs["block_ram"] <= block_rams
-        if fits and needs["lut"] <= 0.9 * luts:
-            return result
-    if result is None:
+    if not bindings:
         raise reason or UserError("Model cannot be bound")
-    return result
+    short = None
+    narrowest = estimate(bindings[-1])
+    for context in (bindings[0].shape.context, *contexts):
+        for binding in bindings:
+            sized = binding if context == binding.shape.context else binding.with_context(context)
+            for variant in (sized, _in_lookup_tables(sized)):
+                if variant is None or context % variant.shape.rows:
+                    continue
+                figures = estimate(variant)
+                needs = figures.resources
+                logic = needs["dsp"] <= multipliers and needs["lut"] <= _LARGEST_SHARE * luts
+                if logic and needs["block_ram"] <= block_rams:
+                    return figures
+                if variant is binding and logic:
+                    short = short or figures
+    return short or narrowest

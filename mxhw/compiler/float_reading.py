@@ -70,13 +70,15 @@ def _rope(
     head_size: int,
     theta: float,
     rotary: int | None = None,
+    slots: int = 1,
     **_: Any,
 ) -> Tensor:
     rotary = rotary or head_size
-    pairs = torch.arange(head_size // 2, dtype=torch.float64) % (rotary // 2)
+    part = head_size // slots // 2
+    pairs = torch.arange(part, dtype=torch.float64)
     angle = position.double().unsqueeze(-1) * torch.exp(-2 * pairs / rotary * math.log(theta))
     cosine, sine = angle.cos().unsqueeze(-2), angle.sin().unsqueeze(-2)
-    values = x.unflatten(-1, (-1, head_size // 2, 2))
+    values = x.unflatten(-1, (-1, part, 2))
     even, odd = values[..., 0], values[..., 1]
     return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], -1).flatten(-3)
 
@@ -85,10 +87,15 @@ def _write(row: Tensor, position: Tensor, store: _Rows) -> Tensor:
     return store.write(row, position)
 
 
-def _scores(query: Tensor, keys: Tensor, *, heads: int, kv_heads: int) -> Tensor:
+def _scores(query: Tensor, keys: Tensor, *, heads: int, kv_heads: int, slots: int = 1) -> Tensor:
     rows = query.unflatten(-1, (heads, -1))
-    cached = keys.unflatten(-1, (kv_heads, -1)).repeat_interleave(heads // kv_heads, -2)
-    return torch.einsum("thd,phd->thp", rows, cached)
+    return torch.einsum("thd,phd->thp", rows, _slot_of_each(keys, heads, kv_heads, slots))
+
+
+def _slot_of_each(cached: Tensor, heads: int, kv_heads: int, slots: int) -> Tensor:
+    """Rows ``[positions, heads, elements]`` that each head sees, by block and by slot."""
+    rows = cached.unflatten(-1, (kv_heads, slots, -1))
+    return rows.repeat_interleave(heads // kv_heads // slots, -3).flatten(-3, -2)
 
 
 def _softmax(score: Tensor, values: Tensor, position: Tensor, **_: Any) -> Tensor:
@@ -96,9 +103,10 @@ def _softmax(score: Tensor, values: Tensor, position: Tensor, **_: Any) -> Tenso
     return (score * math.log(2)).masked_fill(~visible, -math.inf).softmax(-1)
 
 
-def _attention_values(probabilities: Tensor, values: Tensor, *, kv_heads: int, **_: Any) -> Tensor:
-    group = probabilities.shape[-2] // kv_heads
-    cached = values.unflatten(-1, (kv_heads, -1)).repeat_interleave(group, -2)
+def _attention_values(
+    probabilities: Tensor, values: Tensor, *, kv_heads: int, slots: int = 1, **_: Any
+) -> Tensor:
+    cached = _slot_of_each(values, probabilities.shape[-2], kv_heads, slots)
     return torch.einsum("thp,phd->thd", probabilities, cached).flatten(-2)
 
 

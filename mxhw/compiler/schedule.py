@@ -67,6 +67,7 @@ class _Scheduler:
         self._select = 0
         self._operands: dict[Operand, list[int]] = {}
         self._scores: list[list[int]] = []
+        self._sums: list[int] = []
         self._key_written = 0
         self._value_written = 0
         self._softmax_free = 0
@@ -157,7 +158,15 @@ class _Scheduler:
         if step.destination is Destination.LOGITS:
             self._token = results[-1] + self._d["fixed"] + self._d["argmax"]
             return
+        if step.destination is Destination.ATTENTION:
+            # Heads that share a block complete it together.
+            self._sums += results
+            if len(self._sums) % self._shape.beats_per_block:
+                return
+            results, self._sums = self._sums, []
         times = self._blocks(results, self._d["quantizer"])
+        if self._p.biases and step.destination in (Destination.ROPE, Destination.VALUES):
+            times = self._blocks(times, self._d["bias"])
         if step.destination is Destination.ROPE:
             self._rotate(step, times)
         elif step.destination is Destination.VALUES:
@@ -178,7 +187,12 @@ class _Scheduler:
         if step.store:
             self._key_written = rotated[-1]
         else:
-            self._operands[Operand.QUERY] = rotated
+            size = self._shape.beats_per_block
+            self._operands[Operand.QUERY] = [
+                time
+                for first in range(0, len(rotated), size)
+                for time in rotated[first : first + size] * self._p.slots
+            ]
 
     def _softmax(self, step: Step) -> None:
         last = self._scores[-1][-1]
@@ -189,12 +203,15 @@ class _Scheduler:
         first = start + self._d["softmax"]
         beats = self._shape.beats_per_block
         stride = per_block // beats
+        passes = self._shape.key_blocks
+        # A cycle passes between two passes.
         times = [
-            first + block * per_block + stride * beat
+            first + number * (blocks * per_block + 1) + block * per_block + stride * beat
+            for number in range(passes)
             for block in range(blocks)
             for beat in range(beats)
         ]
-        self._softmax_free = start + blocks * per_block
+        self._softmax_free = start + passes * (blocks * per_block + 1) - 1
         self._operands.setdefault(Operand.PROBABILITIES, []).extend(times)
 
     def _gate(self, times: list[int]) -> None:

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
 # Modules that load PyTorch are imported where they are used: lists and help need none of them.
 
-__all__ = ["bitstream", "golden", "place_and_route", "plan", "rtl", "simulate", "synthesise"]
+__all__ = [
+    "bitstream",
+    "golden",
+    "place_and_route",
+    "plan",
+    "plan_facts",
+    "rtl",
+    "simulate",
+    "synthesise",
+]
 
 _SEEDS = (1, 2, 3)
 """Seeds of the placer, tried in order until timing closes."""
@@ -30,11 +39,9 @@ def plan(context: Context, out: Path) -> dict[str, Any]:
 
     Files: ``graph.txt`` and ``graph.json``, the lowered decode step.
     """
-    from mxhw.boards.catalog import check
     from mxhw.compiler.describe import describe_graph
     from mxhw.compiler.nonlinear import nonlinear_nodes
 
-    settings, board = context.settings, context.board
     context.progress.update("load the model")
     config = context.config
     context.progress.update("capture and lower")
@@ -42,15 +49,23 @@ def plan(context: Context, out: Path) -> dict[str, Any]:
     graph = describe_graph(context.decode, config.context)
     (out / "graph.json").write_text(json.dumps(graph, indent=1) + "\n", "utf-8")
     context.progress.update("bind and estimate")
-    binding = context.binding
+    facts, refusal = plan_facts(context)
+    if refusal is not None:
+        raise UserError(refusal)
+    return facts
+
+
+def plan_facts(context: Context) -> tuple[dict[str, Any], str | None]:
+    """What the plan says, and why the board cannot hold the design, if it cannot."""
+    from mxhw.boards.catalog import check
+
+    settings, board, binding = context.settings, context.board, context.binding
     resources, cycles = context.estimate
     reasons = check(board, resources, needs_uart=settings.board)
-    if reasons:
-        raise UserError(_too_big(settings, board.name, reasons))
-    return {
+    facts = {
         "model": settings.name,
         "parameters": sum(value.numel() for value in context.model.weights().values()),
-        "architecture": config.to_dict(),
+        "architecture": context.config.to_dict(),
         "weight_format": settings.weight_format,
         "activation_format": settings.activation_format,
         "board": settings.target,
@@ -64,14 +79,21 @@ def plan(context: Context, out: Path) -> dict[str, Any]:
         "cycles_per_token": cycles,
         "macs_per_token": binding.useful_macs(REPORT_CONTEXT),
     }
+    return facts, _too_big(settings, board.name, reasons) if reasons else None
 
 
 def _too_big(settings: Settings, board: str, reasons: Sequence[str]) -> str:
     """Sentence about a board that cannot hold a model, and what would."""
+    simulation = (
+        f"; without a board, python -m mxhw.compiler.compare {settings.model} --layers 1 simulates "
+        f"as many layers as you like"
+        if settings.fingerprint
+        else ""
+    )
     return (
         f"Model {settings.name!r} in {settings.format} cannot be built for {board!r}: the board "
         f"{'; '.join(reasons)}; choose another board (--list-boards) or narrower weights "
-        f"(--format mxfp4)"
+        f"(--format mxfp4){simulation}"
     )
 
 

@@ -8,7 +8,9 @@ which its last beat passed, and at the end to the loading of the operand.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -28,10 +30,12 @@ _WORDS = "engine.i_weights"
 _ENGINE = "engine"
 _LOADING = "operands"
 _CACHES = (ops.key_cache, ops.value_cache)
+_ALL = Fraction(1)
 
 _UNITS = {
     ops.embedding: "embedding",
     ops.linear: "quantizer",
+    ops.bias: "bias",
     ops.logits: "to_fixed",
     ops.scores: "to_fixed",
     ops.softmax: "softmax",
@@ -112,13 +116,10 @@ class _Recording:
                 if stream_of(beat.node) == name:
                     self.beats.setdefault(beat.node, []).append(cycle - start)
 
-    def part(self, node: Node, head: int | None, heads: int) -> list[int]:
-        """Cycles of one head's beats, or of all."""
+    def part(self, node: Node, share: Fraction, pieces: int) -> list[int]:
+        """Cycles of the beats of a node up to a share of its pieces, the last of them whole."""
         beats = self.beats.get(node, [])
-        if head is None:
-            return beats
-        size = len(beats) // heads
-        return beats[head * size : (head + 1) * size]
+        return beats[: len(beats) * math.ceil(share * pieces) // pieces]
 
 
 def _counted(step: Step, binding: FoldedBinding, position: int) -> int:
@@ -168,18 +169,30 @@ class _Accountant:
     def _beats(self) -> dict[Node, list[int]]:
         return self._recording.beats
 
-    def _arrival(self, node: Node, head: int | None) -> int:
+    def _pieces(self, node: Node) -> int:
+        """Equal parts of a node's beats that come one after the other, for the steps of a head."""
+        heads = self._binding.heads
+        if node.target is ops.softmax:
+            return heads * self._binding.shape.key_blocks
+        return heads if node.target is ops.scores else heads // self._binding.slots
+
+    def _steps(self, node: Node) -> int:
+        """Steps that a node of the attention takes."""
+        blocks = self._binding.shape.key_blocks
+        return self._binding.heads * (blocks if node.target is ops.attention_values else 1)
+
+    def _arrival(self, node: Node, share: Fraction) -> int:
         """Cycle of the last beat into a cache, or out of another node."""
         if node.target in _CACHES:
-            node, head = node.args[0], None
-        beats = self._recording.part(node, head, self._binding.heads)
+            node, share = node.args[0], _ALL
+        beats = self._recording.part(node, share, self._pieces(node))
         return beats[-1] if beats else 0
 
-    def _wait(self, node: Node, head: int | None, until: int) -> None:
+    def _wait(self, node: Node, share: Fraction, until: int) -> None:
         """Cycles before the engine's next word: each node of the chain up to its last beat."""
         for link in self._chain(node):
-            part = None if node.target in _CACHES else head
-            beats = self._recording.part(link, part, self._binding.heads)
+            part = _ALL if node.target in _CACHES else share
+            beats = self._recording.part(link, part, self._pieces(link))
             if beats:
                 self._spend(min(beats[-1] + 1, until), link, _UNITS[link.target])
         if node.target in _CACHES:
@@ -189,11 +202,11 @@ class _Accountant:
         """Account for one step of the engine, from its first to its last word."""
         name, _, index = step.name.partition("[")
         node = self._nodes[name]
-        head = int(index[:-1]) if index else None
+        share = Fraction(int(index[:-1]) + 1, self._steps(node)) if index else _ALL
         awaited = [] if step.operand is Operand.KEEP else [node.args[0]]
         awaited += [n for n in node.args[1:] if n.target in _CACHES]
         if awaited:
-            self._wait(max(awaited, key=lambda n: self._arrival(n, head)), head, first)
+            self._wait(max(awaited, key=lambda n: self._arrival(n, share)), share, first)
         self._spend(first, node, _LOADING)
         sharing = self._sharing(node)
         bounds = [first + (last + 1 - first) * n // len(sharing) for n in range(len(sharing) + 1)]

@@ -85,6 +85,12 @@ def stream_of(node: Node) -> str | None:
     """Name of the decoder's stream that carries a node's value; None if it is not observable."""
     target = node.target
     users = [user.target for user in node.users]
+    if target is ops.bias:
+        return "values.i" if ops.value_cache in users else "rope.i"
+    if target is ops.linear and users[0] is ops.bias:
+        (bias,) = node.users
+        values = ops.value_cache in [user.target for user in bias.users]
+        return f"wide_route.o.{(Destination.VALUES if values else Destination.ROPE).value}"
     if target is ops.embedding:
         return "embedding.o"
     if target is ops.rms_norm:

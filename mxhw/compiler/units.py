@@ -19,6 +19,7 @@ UNIT_TITLES = {
     "values": "value cache",
     "softmax": "softmax",
     "attention": "attention output",
+    "bias": "biases",
     "gated": "gated SiLU",
     "argmax": "arg-max",
     "sequencer": "sequencer",
@@ -50,6 +51,8 @@ _PARTS = {
     "logits_register": "fixed_queues",
     "token_queue": "fixed_queues",
     "tap": "fixed_queues",
+    "query_slots": "queries",
+    "totals": "attention",
 }
 _DECODER = ("design", "decoder")
 _HOST = ("design", "host")

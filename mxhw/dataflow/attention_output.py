@@ -89,7 +89,7 @@ class AttentionOutput(wiring.Component):
     format : BlockFormat
         Integer format of the output, with the same block size.
     head_size : int
-        Elements of a head, whole blocks.
+        Elements that share a total: whole blocks, or an equal part of one in whole beats.
     context : int
         Largest number of positions; gives the width of the total.
     lanes : int
@@ -155,16 +155,25 @@ class AttentionOutput(wiring.Component):
                 f"Formats of an attention output must have one block size, "
                 f"not {wide_format.block_size} and {format.block_size}"
             )
-        if not isinstance(head_size, int) or head_size < 1 or head_size % format.block_size:
+        size = format.block_size
+        if (
+            not isinstance(head_size, int)
+            or head_size < 1
+            or (head_size % size and size % head_size)
+        ):
             raise ValueError(
-                f"Head size of an attention output must be a multiple of the block size "
-                f"({format.block_size}), not {head_size!r}"
+                f"Head size of an attention output must be a multiple or an equal part of the "
+                f"block size ({size}), not {head_size!r}"
             )
         if not isinstance(context, int) or context < 1:
             raise ValueError(
                 f"Context of an attention output must be a positive integer, not {context!r}"
             )
         i_shape = BlockBeat(format=wide_format, lanes=lanes)
+        if head_size % lanes:
+            raise ValueError(
+                f"Lanes of an attention output must divide the head size ({head_size}), not {lanes}"
+            )
         if not isinstance(multipliers, int) or multipliers < 1 or lanes % multipliers:
             raise ValueError(
                 f"Multipliers of an attention output must divide the lanes ({lanes}), "
@@ -182,7 +191,8 @@ class AttentionOutput(wiring.Component):
             mantissa_bits=wide_format.element.bits + _FACTOR_BITS - 1,
             lanes=multipliers,
             formats=format,
-            shared_exponent=True,
+            # Each head has an exponent of its total.
+            shared_exponent=head_size % size == 0,
         )
         super().__init__(
             {
@@ -266,7 +276,10 @@ class AttentionOutput(wiring.Component):
 
         product_in = Signal(narrow.payload.elements.shape(), reset_less=True)
         factor_in = Signal(unsigned(_FACTOR_BITS), reset_less=True)
-        exponent_in = Signal(quantizer.i.payload.exponent.shape(), reset_less=True)
+        shared = quantizer.shared_exponent
+        payload = quantizer.i.payload
+        targets = [payload.exponent] if shared else [*payload.exponents]
+        exponent_in = Signal(targets[0].shape(), reset_less=True)
         fraction = self._wide_format.element.fraction_bits
         # Both the total and the exponent of its reciprocal count from the total's last bit.
         offset = _TOTAL_FRACTION_BITS - SCALE_BIAS - fraction
@@ -276,7 +289,7 @@ class AttentionOutput(wiring.Component):
                 product_in.eq(narrow.payload.elements),
                 factor_in.eq(factor.payload.mantissa),
                 exponent_in.eq(narrow.payload.scale + factor.payload.exponent + offset),
-                quantizer.i.payload.exponent.eq(exponent_in),
+                *[target.eq(exponent_in) for target in targets],
             ]
             for lane in range(self._multipliers):
                 m.d.sync += quantizer.i.payload.mantissas[lane].eq(product_in[lane] * factor_in)

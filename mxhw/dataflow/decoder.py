@@ -14,6 +14,7 @@ from mxhw.arith.quantize import Quantizer
 from mxhw.arith.shapes import BlockBeat, BlockWord, WideBeat
 from mxhw.dataflow.argmax import ArgMax
 from mxhw.dataflow.attention_output import AttentionOutput
+from mxhw.dataflow.bias import Bias
 from mxhw.dataflow.embedding import Embedding
 from mxhw.dataflow.engine import MatrixEngine
 from mxhw.dataflow.fixed import FixedBeat, ToFixed
@@ -21,6 +22,7 @@ from mxhw.dataflow.key_cache import KeyCache
 from mxhw.dataflow.link import link, payload_shape
 from mxhw.dataflow.logits import LogitsTap
 from mxhw.dataflow.program import Destination, Operand, Shape, Step, TokenStep, Weights
+from mxhw.dataflow.query_slots import QuerySlots
 from mxhw.dataflow.residual import Residual
 from mxhw.dataflow.rms_norm import RmsNorm
 from mxhw.dataflow.rope import Rope
@@ -76,6 +78,12 @@ class DecoderParameters:
     tables : TableBits
     rotary : int or None
         Head size of the model where heads share or do not fill their blocks.
+    slots : int
+        Heads that share a block.
+    biases : sequence of MXTensor
+        Of the queries, keys and values of each layer in turn; empty if there are none.
+    block_words : int or None
+        Weight words in block RAM, the others in lookup tables; by default all.
     """
 
     shape: Shape
@@ -95,6 +103,14 @@ class DecoderParameters:
     gated_lanes: int = 1
     tables: TableBits = TableBits()
     rotary: int | None = None
+    slots: int = 1
+    biases: Sequence[MXTensor] = ()
+    block_words: int | None = None
+
+    @property
+    def query_blocks(self) -> int:
+        """Blocks of the queries of a layer, which are those of the attention outputs."""
+        return self.heads // self.slots * self.head_size // self.shape.block_size
 
 
 class FoldedDecoder(wiring.Component):
@@ -164,6 +180,7 @@ class FoldedDecoder(wiring.Component):
             "attention_beat": max(self._attention.interval // beats, 1),
             "gated": self._gated.latency,
             "gated_block": self._gated.interval,
+            "bias": self._bias.latency if self._bias is not None else 0,
         }
 
     def elaborate(self, platform) -> Module:
@@ -189,6 +206,7 @@ class FoldedDecoder(wiring.Component):
             "rows": shape.rows,
             "format": p.activation_format,
             "lanes": shape.lanes,
+            "parts": shape.value_parts,
         }
         self._engine = MatrixEngine(
             x_format=p.activation_format,
@@ -200,9 +218,14 @@ class FoldedDecoder(wiring.Component):
             x_lanes=shape.lanes,
         )
         self._sequencer = Sequencer(
-            program=p.program, shape=shape, engine_command=payload_shape(self._engine.i_command)
+            program=p.program,
+            shape=shape,
+            engine_command=payload_shape(self._engine.i_command),
+            narrow_values=not p.biases,
         )
-        self._weights = WeightMemory(format=p.weight_format, rows=shape.rows, words=p.words)
+        self._weights = WeightMemory(
+            format=p.weight_format, rows=shape.rows, words=p.words, block_words=p.block_words
+        )
         self._word_decoder = WordDecoder(
             from_format=p.weight_format, to_format=p.engine_format, rows=shape.rows
         )
@@ -231,7 +254,8 @@ class FoldedDecoder(wiring.Component):
             head_size=p.head_size,
             theta=p.rope_theta,
             rotary=p.rotary,
-            query_heads=p.heads,
+            slots=p.slots,
+            query_heads=p.heads // p.slots,
             key_heads=shape.kv_heads,
             **beat,
         )
@@ -243,13 +267,15 @@ class FoldedDecoder(wiring.Component):
             lanes_in=shape.lanes,
             lanes=p.softmax_lanes,
             exp2_bits=p.tables.softmax_exp2,
+            passes=shape.key_blocks,
         )
         self._attention = AttentionOutput(
-            head_size=p.head_size,
+            head_size=shape.block_size // p.slots,
             context=shape.context,
             reciprocal_bits=p.tables.attention_reciprocal,
             **beat,
         )
+        self._bias = Bias(vectors=p.biases, **beat) if p.biases else None
         self._gated = SwiGlu(
             wide_format=p.wide_format,
             format=p.activation_format,
@@ -287,6 +313,8 @@ class FoldedDecoder(wiring.Component):
             "tap": self._tap,
             "argmax": self._argmax,
         }
+        if self._bias is not None:
+            self._units["bias"] = self._bias
 
     def _build_routes(self, m: Module) -> None:
         p, shape = self._p, self._p.shape
@@ -314,16 +342,23 @@ class FoldedDecoder(wiring.Component):
     def _link_operands(self, m: Module) -> None:
         p, shape = self._p, self._p.shape
         beat = BlockBeat(format=p.activation_format, lanes=shape.lanes)
-        head_beats = p.heads * p.head_size // shape.lanes
+        head_beats = p.query_blocks * shape.beats_per_block
         # All heads wait here while the engine is still busy with the keys and values, or with the
         # other heads; a shorter queue would stop what those depend on.
         queries = m.submodules.queries = StreamFifo(shape=beat, depth=head_beats)
         attended = m.submodules.attended = StreamFifo(shape=beat, depth=head_beats)
         link(m, self._rope.o_query, queries.i)
         link(m, self._attention.o, attended.i)
+        query = queries.o
+        if p.slots > 1:
+            m.submodules.query_slots = slots = QuerySlots(
+                format=p.activation_format, lanes=shape.lanes, slots=p.slots
+            )
+            link(m, queries.o, slots.i)
+            query = slots.o
         sources = {
             Operand.NORM: self._norm.o,
-            Operand.QUERY: queries.o,
+            Operand.QUERY: query,
             Operand.PROBABILITIES: self._softmax.o,
             Operand.ATTENTION: attended.o,
             Operand.GATED: self._gated.o,
@@ -384,11 +419,15 @@ class FoldedDecoder(wiring.Component):
         link(m, fixed_register.o, self._fixed_route.i)
 
         results = self._wide_route.o
-        link(m, results[Destination.ROPE.value], self._rope.i)
+        rotated, values = results[Destination.ROPE.value], results[Destination.VALUES.value]
+        if self._bias is not None:
+            link(m, rotated, self._bias.i_wide)
+            link(m, values, self._bias.i_narrow)
+            rotated, values = self._bias.o_wide, self._bias.o_narrow
+        link(m, rotated, self._rope.i)
         link(m, results[Destination.RESIDUAL.value], self._residual.i_add)
         link(m, results[Destination.GATED.value], self._gated.i)
         link(m, results[Destination.ATTENTION.value], self._attention.i)
-        values = results[Destination.VALUES.value]
         # What a value leads to in the cache would come behind all of the route.
         beat = payload_shape(self._values.i)
         m.submodules.values_register = into = StreamRegister(shape=beat)
@@ -422,7 +461,15 @@ class FoldedDecoder(wiring.Component):
         )
         link(m, self._values.o_scales, scales.i)
         link(m, scales.o, self._softmax.i_scales)
-        link(m, self._softmax.o_total, self._attention.i_total)
+        totals = self._softmax.o_total
+        if self._p.slots > 1:
+            # A block of sums is complete, and the first total used, after the last of its heads.
+            m.submodules.totals = queue = StreamFifo(
+                shape=payload_shape(totals), depth=self._p.slots
+            )
+            link(m, totals, queue.i)
+            totals = queue.o
+        link(m, totals, self._attention.i_total)
 
     def _link_commands(self, m: Module) -> None:
         link(m, wiring.flipped(self.i_step), self._sequencer.i_step)

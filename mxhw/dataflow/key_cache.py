@@ -24,14 +24,18 @@ def index_shape(count: int):
 
 
 class CacheCommand(data.StructLayout):
-    """What a cache does next: write one position of one head, or read all positions up to it."""
+    """What a cache does next: write one position of one head, or read all positions up to it.
 
-    def __init__(self, *, layers: int, kv_heads: int, context: int):
+    Of values one of ``parts`` equal parts of the head's elements is read.
+    """
+
+    def __init__(self, *, layers: int, kv_heads: int, context: int, parts: int = 1):
         super().__init__(
             {
                 "write": unsigned(1),
                 "layer": index_shape(layers),
                 "head": index_shape(kv_heads),
+                "part": index_shape(parts),
                 "position": index_shape(context),
             }
         )
@@ -255,6 +259,8 @@ class KeyCache(wiring.Component):
         Format of the keys.
     lanes : int
         Elements of an input beat.
+    parts : int
+        Parts that a command can name; keys are read whole.
 
     Members
     -------
@@ -293,6 +299,7 @@ class KeyCache(wiring.Component):
         rows: int = 4,
         format: BlockFormat,
         lanes: int = 4,
+        parts: int = 1,
     ):
         check_cache(
             layers=layers,
@@ -319,7 +326,7 @@ class KeyCache(wiring.Component):
             "widths": [bits] * format.block_size + [SCALE_BITS],
             "offsets": [*elements, [lanes * bits] * rows],
         }
-        command = CacheCommand(layers=layers, kv_heads=kv_heads, context=context)
+        command = CacheCommand(layers=layers, kv_heads=kv_heads, context=context, parts=parts)
         super().__init__(
             {
                 "i_command": In(stream.Signature(command)),

@@ -83,8 +83,9 @@ class Step:
     groups : int or Position
         Groups of engine rows.
     destination : Destination
-    layer, head : int
-        For cache commands: the layer and the key/value head.
+    layer, head, part : int
+        For cache commands: the layer, the key/value head, and which of the equal parts of its
+        values is read.
     start_layer : bool
         Whether the rotary unit is given the position: the first step of a layer.
     store : bool
@@ -103,6 +104,7 @@ class Step:
     destination: Destination
     layer: int = 0
     head: int = 0
+    part: int = 0
     start_layer: bool = False
     store: bool = False
     sampled_only: bool = False
@@ -117,7 +119,12 @@ class Shape:
     rows, lanes : int
         Rows of the engine and elements of a beat; both are equal, so that a group of results is a
         beat.
-    block_size, context, layers, kv_heads, vocabulary, words, value_groups : int
+    block_size, context, layers, kv_heads, vocabulary, words : int
+    key_blocks : int
+        Blocks of a key.
+    value_parts, value_groups : int
+        Equal parts that a head's values are read in, and groups of engine rows of each.
+    max_blocks, max_groups : int
     """
 
     rows: int
@@ -130,6 +137,8 @@ class Shape:
     value_groups: int
     max_blocks: int
     max_groups: int
+    key_blocks: int = 1
+    value_parts: int = 1
 
     @property
     def lanes(self) -> int:
@@ -148,6 +157,7 @@ class Shape:
             self.words,
             self.max_blocks * self.beats_per_block,
             self.max_groups,
+            -(-self.context // self.rows) * self.key_blocks,
             -(-self.context // self.block_size) * self.value_groups,
         )
         return bits_for(largest)
@@ -170,6 +180,7 @@ class StepWord(data.StructLayout):
                 "position_groups": unsigned(1),
                 "layer": unsigned(bits_for(max(shape.layers - 1, 1))),
                 "head": unsigned(bits_for(max(shape.kv_heads - 1, 1))),
+                "part": unsigned(bits_for(max(shape.value_parts - 1, 1))),
                 "start_layer": unsigned(1),
                 "store": unsigned(1),
                 "sampled_only": unsigned(1),
@@ -193,6 +204,7 @@ class StepWord(data.StructLayout):
             "position_groups": int(isinstance(step.groups, Position)),
             "layer": step.layer,
             "head": step.head,
+            "part": step.part,
             "start_layer": int(step.start_layer),
             "store": int(step.store),
             "sampled_only": int(step.sampled_only),

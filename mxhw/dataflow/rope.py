@@ -36,8 +36,9 @@ class Rope(wiring.Component):
     theta : float
         Base of the angles.
     rotary : int, optional
-        Elements after which the angles repeat, where blocks hold smaller heads; by default
-        ``head_size``.
+        Head size of the model, by default ``head_size``.
+    slots : int
+        Equal parts of a head, each with a head of the model: they have the same angles.
     query_heads, key_heads : int
         Heads of a position.
     wide_format, format : BlockFormat
@@ -81,6 +82,7 @@ class Rope(wiring.Component):
         format: BlockFormat,
         lanes: int = 4,
         rotary: int | None = None,
+        slots: int = 1,
     ):
         for one in (wide_format, format):
             if not isinstance(one, BlockFormat):
@@ -110,6 +112,11 @@ class Rope(wiring.Component):
             )
         if rotary is not None and (not isinstance(rotary, int) or rotary < 2 or rotary % _PAIR):
             raise ValueError(f"Rotary size must be a positive even number, not {rotary!r}")
+        if not isinstance(slots, int) or slots < 1 or head_size % (_PAIR * slots):
+            raise ValueError(
+                f"Slots of a rotation must divide the pairs of a head ({head_size // _PAIR}), "
+                f"not {slots!r}"
+            )
         if not theta > 0:
             raise ValueError(f"Base of a rotation must be positive, not {theta!r}")
         if not isinstance(lanes, int) or lanes < _PAIR or lanes % _PAIR:
@@ -120,6 +127,7 @@ class Rope(wiring.Component):
         self._head_size = head_size
         self._theta = theta
         self._rotary = rotary
+        self._slots = slots
         self._query_heads = query_heads
         self._key_heads = key_heads
         self._wide_format = wide_format
@@ -178,7 +186,8 @@ class Rope(wiring.Component):
 
     @property
     def _pairs(self) -> int:
-        return self._head_size // _PAIR
+        """Pairs with angles of their own."""
+        return self._head_size // self._slots // _PAIR
 
     def cost(self) -> dict[str, int]:
         """DSP slices, bits of distributed memory and block RAMs."""
@@ -200,7 +209,7 @@ class Rope(wiring.Component):
 
         # Which pair of which head: the address of its angle is kept by counting.
         pairs = self._pairs
-        heads = self._query_heads + self._key_heads
+        heads = (self._query_heads + self._key_heads) * self._slots
         depth = self._context * pairs
         busy = Signal()
         head = Signal(range(max(heads, 2)))
@@ -228,7 +237,9 @@ class Rope(wiring.Component):
                 with m.If(head == heads - 1):
                     m.d.sync += [head.eq(0), busy.eq(0)]
 
-        cosine, sine = rope_tables(self._context, self._head_size, self._theta, self._rotary)
+        cosine, sine = rope_tables(
+            self._context, self._head_size, self._theta, self._rotary, self._slots
+        )
         mask = (1 << _ANGLE_BITS) - 1
         m.submodules.angles = angles = memory.Memory(
             shape=unsigned(2 * _ANGLE_BITS),

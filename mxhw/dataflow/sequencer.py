@@ -39,6 +39,8 @@ class Sequencer(wiring.Component):
     shape : Shape
     engine_command : EngineCommand
         Layout of the engine's commands.
+    narrow_values : bool
+        Whether values leave the engine's quantiser in the narrow format; a bias needs them wide.
 
     Members
     -------
@@ -63,7 +65,14 @@ class Sequencer(wiring.Component):
 
     overhead = 4
 
-    def __init__(self, *, program: Sequence[Step], shape: Shape, engine_command: EngineCommand):
+    def __init__(
+        self,
+        *,
+        program: Sequence[Step],
+        shape: Shape,
+        engine_command: EngineCommand,
+        narrow_values: bool = True,
+    ):
         if not program:
             raise ValueError("Program of a sequencer must have at least one step, not 0")
         self._program = list(program)
@@ -81,9 +90,15 @@ class Sequencer(wiring.Component):
             )
         # A constant, so that finding a row takes no multiplier.
         self._row_words = lengths[0] if lengths else 0
+        self._narrow_values = narrow_values
         self._shape = shape
         counts = {"count_bits": shape.count_bits}
-        cache = CacheCommand(layers=shape.layers, kv_heads=shape.kv_heads, context=shape.context)
+        cache = CacheCommand(
+            layers=shape.layers,
+            kv_heads=shape.kv_heads,
+            context=shape.context,
+            parts=shape.value_parts,
+        )
         position = unsigned(bits_for(max(shape.context - 1, 1)))
         super().__init__(
             {
@@ -166,9 +181,9 @@ class Sequencer(wiring.Component):
                 counts.base.eq(step.base),
                 counts.words.eq(step.words),
             ]
-            # Scores are over heads of one block, values over groups of a constant number.
+            # Keys have a constant number of blocks, values of groups.
             with m.If(step.position_groups):
-                m.d.sync += counts.words.eq(groups_so_far)
+                m.d.sync += counts.words.eq(groups_so_far * shape.key_blocks)
             with m.If(step.position_blocks):
                 m.d.sync += counts.words.eq(blocks_so_far * shape.value_groups)
             with m.If(step.destination == Destination.EMBEDDING):
@@ -226,7 +241,7 @@ class Sequencer(wiring.Component):
     def _payloads(self, m: Module, step, token, counts: "_Counts") -> None:
         destination = step.destination
         fixed = destination >= Destination.SOFTMAX.value
-        narrow = step.destination == Destination.VALUES
+        narrow = (step.destination == Destination.VALUES) & self._narrow_values
         m.d.comb += [
             self.o_memory.payload.base.eq(counts.base),
             self.o_memory.payload.count.eq(counts.words),
@@ -255,6 +270,7 @@ class Sequencer(wiring.Component):
                 cache.payload.write.eq(step.store),
                 cache.payload.layer.eq(step.layer),
                 cache.payload.head.eq(step.head),
+                cache.payload.part.eq(step.part),
                 cache.payload.position.eq(token.position),
             ]
 

@@ -33,7 +33,8 @@ class Softmax(wiring.Component):
 
     Contract: :func:`mxhw.sw.golden.attention.softmax`, bit for bit, with positions 0 to
     ``position`` visible. The scores are stored while their maximum is found; the second pass over
-    one head overlaps the first over the next.
+    one head overlaps the first over the next. Values of several blocks have scales of their own for
+    each, so their head takes as many second passes, one after the other.
 
     Parameters
     ----------
@@ -49,6 +50,8 @@ class Softmax(wiring.Component):
         Elements of an output beat, ``lanes_in`` if None.
     exp2_bits : int
         3, 4 or 5: logarithm of the table's entries.
+    passes : int
+        Second passes over a head: blocks of its values.
 
     Members
     -------
@@ -57,11 +60,11 @@ class Softmax(wiring.Component):
     i : ``In(stream.Signature(FixedBeat(lanes_in)))``
         ``position // lanes_in + 1`` beats of scores; lanes of later positions are ignored.
     i_scales : ``In(stream.Signature(ArrayLayout(unsigned(8), lanes_in)))``
-        As many beats of the positions' value scales; they are waited for in the second pass.
+        As many beats of the positions' value scales for each second pass, which waits for them.
     o : ``Out(stream.Signature(BlockBeat(format, lanes_out)))``
-        ``position // block_size + 1`` blocks, zeros behind the last position.
+        ``position // block_size + 1`` blocks a pass, zeros behind the last position.
     o_total : ``Out(stream.Signature(unsigned(total_bits(context))))``
-        The sum of a head, with 31 fraction bits. Two may wait before the unit does.
+        The sum of a head, once a pass, with 31 fraction bits. Two may wait before the unit does.
 
     Raises
     ------
@@ -90,6 +93,7 @@ class Softmax(wiring.Component):
         lanes: int = 2,
         lanes_out: int | None = None,
         exp2_bits: int = 5,
+        passes: int = 1,
     ):
         lanes_out = lanes_in if lanes_out is None else lanes_out
         if not isinstance(format, BlockFormat):
@@ -109,7 +113,10 @@ class Softmax(wiring.Component):
                 f"Inner lanes of a softmax must divide the input's ({lanes_in}) and the output's "
                 f"({lanes_out}), not {lanes}"
             )
+        if not isinstance(passes, int) or passes < 1:
+            raise ValueError(f"Passes of a softmax must be a positive integer, not {passes!r}")
         self._context = context
+        self._passes = passes
         self._format = format
         self._lanes_in = lanes_in
         self._lanes = lanes
@@ -165,7 +172,8 @@ class Softmax(wiring.Component):
         """Cycles from one head to the next: the longer pass."""
         first = position // self._lanes_in + 2
         size = self._format.block_size
-        return max(first, (position // size + 1) * (size // self._lanes) + 1)
+        second = (position // size + 1) * (size // self._lanes) + 1
+        return max(first, self._passes * second)
 
     def cost(self) -> dict[str, int]:
         """DSP slices, bits of distributed memory and block RAMs."""
@@ -317,7 +325,10 @@ class Softmax(wiring.Component):
         step = Signal(range(max(-(-self._context // size) * steps, 2)))
         issue = Signal()
         last = Signal()
+        again = Signal(range(max(self._passes, 2)))
+        final = Signal()
         m.d.comb += [
+            final.eq(again == self._passes - 1),
             issue.eq(busy & queue.free),
             last.eq(
                 (step & (steps - 1) == steps - 1)
@@ -336,7 +347,12 @@ class Softmax(wiring.Component):
         with m.If(issue):
             m.d.sync += step.eq(step + 1)
             with m.If(last):
-                m.d.sync += [busy.eq(0), slot.eq(~slot)]
+                m.d.sync += busy.eq(0)
+            if self._passes > 1:
+                with m.If(last):
+                    m.d.sync += again.eq(Mux(final, 0, again + 1))
+            with m.If(last & final):
+                m.d.sync += slot.eq(~slot)
                 # The slot's maximum stays until it has been used: the next head's scores
                 # cannot reach it before.
                 with m.Switch(slot):

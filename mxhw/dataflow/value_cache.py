@@ -23,27 +23,29 @@ class ValueCache(wiring.Component):
 
     The word of block ``b`` of positions and group ``g`` of dimensions holds, in row ``r`` and
     lane ``l``, the code of dimension ``rows * g + r`` at position ``block_size * b + l``, and the
-    scale byte 127. Reading position ``p`` gives, for every group in turn, the words of blocks 0 to
-    ``p // block_size``; lanes of later positions hold anything, which the zero numerators there
-    make harmless.
+    scale byte 127. Reading position ``p`` of a part of the head gives, for every group of the part
+    in turn, the words of blocks 0 to ``p // block_size``; lanes of later positions hold anything,
+    which the zero numerators there make harmless.
 
     Commands are served in order, so that a read sees every write before it. After a write of
-    position ``p`` the scales of the head's positions 0 to ``p`` leave on ``o_scales``
-    ``query_heads_per_kv`` times, whether or not commands follow; ``kv_heads`` writes may wait for
-    that before the next write stalls.
+    position ``p`` the scales of the head's positions 0 to ``p``, of its first block and then of
+    the next, leave on ``o_scales`` ``query_heads_per_kv`` times, whether or not commands follow;
+    ``kv_heads`` writes may wait for that before the next write stalls.
 
     Parameters
     ----------
     layers, kv_heads, context, head_size : int
-        ``context`` positions, whole blocks; the head is one block.
+        ``context`` positions, whole blocks; ``head_size`` elements, whole blocks.
     rows : int
-        Rows of a word, a power of two, a multiple of ``lanes`` that divides the head size.
+        Rows of a word, a power of two, a multiple of ``lanes`` that divides a part of a head.
     format : BlockFormat
         Format of the values.
     lanes : int
         Elements of an input beat and scales of a scale beat.
     query_heads_per_kv : int
         Query heads that share a value head.
+    parts : int
+        Equal parts of a head, of which a read command names one.
 
     Members
     -------
@@ -85,6 +87,7 @@ class ValueCache(wiring.Component):
         format: BlockFormat,
         lanes: int = 4,
         query_heads_per_kv: int = 1,
+        parts: int = 1,
     ):
         check_cache(
             layers=layers,
@@ -96,19 +99,20 @@ class ValueCache(wiring.Component):
             lanes=lanes,
         )
         size = format.block_size
-        if head_size != size:
-            raise ValueError(
-                f"Head size of a value cache must be the block size ({size}), not {head_size}"
-            )
         if context % size:
             raise ValueError(
                 f"Positions of a value cache must be a multiple of the block size ({size}), "
                 f"not {context}"
             )
-        if head_size % rows or rows % lanes:
+        if size % rows or rows % lanes:
             raise ValueError(
-                f"Rows of a value word must divide the head size ({head_size}) and be a multiple "
+                f"Rows of a value word must divide the block size ({size}) and be a multiple "
                 f"of the lanes ({lanes}), not {rows}"
+            )
+        if not isinstance(parts, int) or parts < 1 or head_size % (parts * rows):
+            raise ValueError(
+                f"Parts of a value head must be whole groups of its {head_size} elements, "
+                f"{rows} in a group, not {parts!r}"
             )
         if not isinstance(query_heads_per_kv, int) or query_heads_per_kv < 1:
             raise ValueError(
@@ -123,7 +127,9 @@ class ValueCache(wiring.Component):
         self._format = format
         self._lanes = lanes
         self._query_heads_per_kv = query_heads_per_kv
+        self._parts = parts
         self._groups = head_size // rows
+        self._head_blocks = head_size // size
         self._blocks = context // size
         bits = format.element.bits
         # Every column is offered the same elements; the enables choose the position.
@@ -133,11 +139,11 @@ class ValueCache(wiring.Component):
             "offsets": [[row % lanes * bits for row in range(rows)]] * size,
         }
         self._scales = {
-            "depth": layers * kv_heads * context // lanes,
+            "depth": layers * kv_heads * self._head_blocks * context // lanes,
             "widths": [SCALE_BITS],
             "offsets": [[0] * lanes],
         }
-        command = CacheCommand(layers=layers, kv_heads=kv_heads, context=context)
+        command = CacheCommand(layers=layers, kv_heads=kv_heads, context=context, parts=parts)
         super().__init__(
             {
                 "i_command": In(stream.Signature(command)),
@@ -193,12 +199,12 @@ class ValueCache(wiring.Component):
         return self._head_size // self._lanes
 
     def read_cycles(self, position: int) -> int:
-        """Cycles that reading up to ``position`` keeps the memory."""
-        return (position // self._format.block_size + 1) * self._groups
+        """Cycles that reading a part up to ``position`` keeps the memory."""
+        return (position // self._format.block_size + 1) * (self._groups // self._parts)
 
     def scale_cycles(self, position: int) -> int:
         """Cycles that the scales take after a write of ``position``."""
-        return (position // self._lanes + 1) * self._query_heads_per_kv
+        return (position // self._lanes + 1) * self._head_blocks * self._query_heads_per_kv
 
     def cost(self) -> dict[str, int]:
         """DSP slices, bits of distributed memory and ECP5 block RAMs."""
@@ -246,12 +252,17 @@ class ValueCache(wiring.Component):
                 m.d.comb += write.enables[index].eq(rows)
 
         last = Signal()
+        block_end = Signal()
         end = Signal()
         room = Signal()
-        self._elaborate_scales(m, head, position, end, room)
+        self._elaborate_scales(m, head, position, block_end, end, room)
         with m.If(busy & writing):
+            groups_a_block = size // self._rows
             m.d.comb += [
                 last.eq(part[-1] & (group_left == 0)),
+                block_end.eq(
+                    self.i.valid & part[-1] & ((group_left & (groups_a_block - 1)) == 0)
+                ),
                 end.eq(self.i.valid & last & ~codes.pending),
                 self.i.ready.eq((~last | room) & ~codes.pending),
                 codes.i_write.valid.eq(self.i.valid & ~codes.pending),
@@ -283,7 +294,11 @@ class ValueCache(wiring.Component):
             base = Signal(range(self.depth))
             lane = position[: ceil_log2(size)]
             block = position[ceil_log2(size) :]
-            m.d.comb += base.eq(head * (self._groups * self._blocks))
+            groups = self._groups // self._parts
+            m.d.comb += base.eq(
+                head * (self._groups * self._blocks)
+                + Mux(command.write, 0, command.part * (groups * self._blocks))
+            )
             m.d.sync += [
                 busy.eq(self.i_command.valid),
                 writing.eq(command.write),
@@ -291,7 +306,7 @@ class ValueCache(wiring.Component):
                 start.eq(base),
                 last_block.eq(block),
                 block_left.eq(block),
-                group_left.eq(self._groups - 1),
+                group_left.eq(Mux(command.write, self._groups - 1, groups - 1)),
                 column.eq(1 << lane),
             ]
 
@@ -306,9 +321,18 @@ class ValueCache(wiring.Component):
         return m
 
     def _elaborate_scales(
-        self, m: Module, head: Signal, position: Signal, end: Signal, room: Signal
+        self,
+        m: Module,
+        head: Signal,
+        position: Signal,
+        block_end: Signal,
+        end: Signal,
+        room: Signal,
     ) -> None:
-        """Add the scale memory, written with ``end`` where there is ``room``, and its reader."""
+        """Add the scale memory, written with ``block_end``, and its reader.
+
+        The reader gets a job with ``end``, where there is ``room``.
+        """
         m.submodules.scales = scales = ColumnMemory(**self._scales)
         per_head = self._context // self._lanes
         beat_bits = ceil_log2(self._lanes)
@@ -317,19 +341,24 @@ class ValueCache(wiring.Component):
 
         # The place of the value being written; it waits here for the last beat.
         place = Signal(job)
+        block_start = Signal(index_shape(scales.depth))
         row = Signal(self._lanes)
+        with m.If(block_end & self.i.ready):
+            m.d.sync += block_start.eq(block_start + per_head)
         with m.If(self.i_command.ready):
+            start = head * (per_head * self._head_blocks)
             m.d.sync += [
-                place.start.eq(head * per_head),
+                place.start.eq(start),
                 place.left.eq(position >> beat_bits),
+                block_start.eq(start),
                 row.eq(1 << position[:beat_bits] if beat_bits else 1),
             ]
         m.d.comb += [
             room.eq(jobs.w_rdy),
             jobs.w_en.eq(end & room),
             jobs.w_data.eq(place),
-            scales.i_write.valid.eq(end & room),
-            scales.i_write.payload.address.eq(place.start + place.left),
+            scales.i_write.valid.eq(block_end & self.i.ready),
+            scales.i_write.payload.address.eq(block_start + place.left),
             scales.i_write.payload.beat.eq(self.i.payload.scale),
             scales.i_write.payload.enables[0].eq(row),
         ]
@@ -340,6 +369,8 @@ class ValueCache(wiring.Component):
         address = Signal(range(scales.depth))
         left = Signal(range(max(per_head, 2)))
         repeats = Signal(range(max(self._query_heads_per_kv, 2)))
+        blocks_left = Signal(range(max(self._head_blocks, 2)))
+        next_block = Signal(index_shape(scales.depth))
         m.d.comb += [
             scales.i_read.valid.eq(busy),
             scales.i_read.payload.eq(address),
@@ -348,11 +379,20 @@ class ValueCache(wiring.Component):
         with m.If(busy & scales.i_read.ready):
             with m.If(left != 0):
                 m.d.sync += [address.eq(address + 1), left.eq(left - 1)]
+            with m.Elif(blocks_left != 0):
+                m.d.sync += [
+                    address.eq(next_block),
+                    next_block.eq(next_block + per_head),
+                    left.eq(active.left),
+                    blocks_left.eq(blocks_left - 1),
+                ]
             with m.Else():
                 m.d.comb += finish.eq(repeats == 0)
                 m.d.sync += [
                     address.eq(active.start),
+                    next_block.eq(active.start + per_head),
                     left.eq(active.left),
+                    blocks_left.eq(self._head_blocks - 1),
                     repeats.eq(repeats - 1),
                 ]
         with m.If(jobs.r_en):
@@ -361,7 +401,9 @@ class ValueCache(wiring.Component):
                 busy.eq(jobs.r_rdy),
                 active.eq(new),
                 address.eq(new.start),
+                next_block.eq(new.start + per_head),
                 left.eq(new.left),
+                blocks_left.eq(self._head_blocks - 1),
                 repeats.eq(self._query_heads_per_kv - 1),
             ]
         m.d.comb += [

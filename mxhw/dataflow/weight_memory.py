@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from amaranth import Cat, Module, Signal, Value, unsigned
+from amaranth import Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
@@ -60,6 +60,9 @@ class WeightMemory(wiring.Component):
         Blocks of a word.
     words : sequence of int
         Contents; a word has ``rows * format.block_bits`` bits.
+    block_words : int or None
+        Words that lie in block RAM, at least one; those behind them lie in lookup tables, for a
+        depth that is a little more than block RAMs have. By default all.
 
     Members
     -------
@@ -69,7 +72,7 @@ class WeightMemory(wiring.Component):
     Raises
     ------
     ValueError
-        If there is no word, or a word is too wide.
+        If there is no word, or a word is too wide, or there are not so many words for block RAM.
 
     Timing
     ------
@@ -78,23 +81,38 @@ class WeightMemory(wiring.Component):
 
     Cost
     ----
-    ``len(words) * rows * format.block_bits`` bits of block RAM. Words come straight
-    from it: what reads them should register them first.
+    ``block_words * rows * format.block_bits`` bits of block RAM; of the other words each 16 take a
+    lookup table a bit. Words come straight from the memory: what reads them should register them
+    first.
     """
 
     latency = 2
     interval = 1
 
-    def __init__(self, *, format: BlockFormat, rows: int, words: Sequence[int]):
+    def __init__(
+        self,
+        *,
+        format: BlockFormat,
+        rows: int,
+        words: Sequence[int],
+        block_words: int | None = None,
+    ):
         bits = rows * format.block_bits
         if not words:
             raise ValueError("Weight memory must hold at least one word, not 0")
         for index, word in enumerate(words):
             if word >> bits:
                 raise ValueError(f"Word {index} of a weight memory must fit {bits} bits")
+        block_words = len(words) if block_words is None else block_words
+        if not 1 <= block_words <= len(words):
+            raise ValueError(
+                f"Words of a weight memory in block RAM must be 1 to {len(words)}, "
+                f"not {block_words}"
+            )
         self._format = format
         self._rows = rows
         self._words = list(words)
+        self._block_words = block_words
         super().__init__(
             {
                 "i_command": In(stream.Signature(ReadCommand(depth=len(words)))),
@@ -109,7 +127,7 @@ class WeightMemory(wiring.Component):
 
     def cost(self) -> dict[str, int]:
         """Multipliers and memory bits."""
-        bits = self._rows * self._format.block_bits * len(self._words)
+        bits = self._rows * self._format.block_bits * self._block_words
         return {"multipliers": 0, "memory_bits": bits}
 
     def elaborate(self, platform) -> Module:
@@ -130,12 +148,11 @@ class WeightMemory(wiring.Component):
         for index, part in enumerate(parts):
             address, valid = addresses[index], valids[index]
             advance = Signal(name=f"advance_{index}")
-            port = self._read_port(m, f"part_{index}", part)
             m.d.comb += [
                 advance.eq(~valid | self.o.ready),
-                port.addr.eq(address),
-                port.en.eq(advance),
-                Cat(word[start : start + width] for start, width in part).eq(port.data),
+                Cat(word[start : start + width] for start, width in part).eq(
+                    self._part(m, index, part, address, advance)
+                ),
             ]
             with m.If(advance):
                 m.d.sync += valid.eq(reading)
@@ -150,17 +167,49 @@ class WeightMemory(wiring.Component):
             m.d.sync += left.eq(self.i_command.payload.count)
         return m
 
-    def _read_port(
-        self, m: Module, name: str, fields: Sequence[tuple[int, int]]
-    ) -> memory.ReadPort:
-        """Read port of a memory of some fields of each word."""
+    def _part(
+        self,
+        m: Module,
+        index: int,
+        fields: Sequence[tuple[int, int]],
+        address: Signal,
+        advance: Signal,
+    ) -> Value:
+        """Some fields of a word, a cycle after its address."""
+        split = self._block_words
+        name = f"part_{index}"
+        words = self._words[:split]
+        data = self._read(m, name, fields, words, "block", address, advance)
+        if split == self.depth:
+            return data
+        behind = Signal(name=f"behind_{index}")
+        place = (address - split)[: bits_for(self.depth - split - 1)]
+        with m.If(advance):
+            m.d.sync += behind.eq(address >= split)
+        words = self._words[split:]
+        other = self._read(m, f"rest_{index}", fields, words, "distributed", place, advance)
+        return Mux(behind, other, data)
+
+    def _read(
+        self,
+        m: Module,
+        name: str,
+        fields: Sequence[tuple[int, int]],
+        words: Sequence[int],
+        style: str,
+        address: Value,
+        advance: Signal,
+    ) -> Value:
+        """Read a memory of some fields of some words."""
         m.submodules[name] = store = memory.Memory(
             shape=unsigned(sum(width for _start, width in fields)),
-            depth=self.depth,
-            init=[_gather(word, fields) for word in self._words],
-            attrs={"ram_style": "block"},
+            depth=len(words),
+            init=[_gather(word, fields) for word in words],
+            attrs={"ram_style": style},
         )
-        return store.read_port(domain="sync")
+        port = store.read_port(domain="sync")
+        m.d.comb += [port.addr.eq(address), port.en.eq(advance)]
+        return port.data
 
 
 def _gather(word: int, fields: Sequence[tuple[int, int]]) -> int:

@@ -7,6 +7,7 @@ branches on a shape.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from typing import Any
@@ -415,6 +416,27 @@ class Llama(nn.Module):
         for block in self.blocks:
             x = block(x, position)
         return self.head(self.norm(x))
+
+    def first_layers(self, layers: int) -> Llama:
+        """The model with only its first layers; the weights are shared, not copied.
+
+        Parameters
+        ----------
+        layers : int
+
+        Raises
+        ------
+        ValueError
+            If the model has not so many.
+        """
+        if not 1 <= layers <= self.config.layers:
+            raise ValueError(f"Number of layers must be 1 to {self.config.layers}, not {layers}")
+        short = copy.copy(self)
+        # A copy shares the table of its modules with the original.
+        short._modules = dict(self._modules)
+        short.config = dataclasses.replace(self.config, layers=layers)
+        short.blocks = nn.ModuleList(list(self.blocks)[:layers])
+        return short
 
     def weights(self) -> dict[str, Tensor]:
         """Return the parameters by name; a tied head is left out, as it is the embedding."""

@@ -212,13 +212,40 @@ def test_layers_that_differ_in_what_they_share(module, field, value, what):
         bind(lowered(llama), OPTIONS)
 
 
-def test_heads_are_blocks():
-    llama = model(head_size=64, heads=2, kv_heads=1)
-    with pytest.raises(UserError, match=r"^Head size must be the block size \(32\) to bind, not"):
-        bind(lowered(llama), OPTIONS)
-
-
 def test_context_is_whole_groups():
     llama = model(context=42)
     with pytest.raises(UserError, match=r"^Context must be a multiple .* rows \(4\), not 42$"):
+        bind(lowered(llama), OPTIONS)
+
+
+def test_heads_of_several_blocks_and_biases():
+    graph = lowered(model(head_size=64, qkv_bias=True))
+    binding = bind(graph, OPTIONS, rows=4)
+    shape = binding.shape
+    assert (shape.key_blocks, shape.value_parts, shape.value_groups) == (2, 2, 8)
+    # Queries, keys and values of both layers.
+    assert [vector.blocks for vector in binding.biases] == [8, 4, 4] * 2
+    sums = [step for step in binding.program if step.weights is Weights.VALUES and step.layer == 0]
+    assert [(step.head, step.part) for step in sums] == [
+        (head, part) for head in (0, 0, 1, 1) for part in (0, 1)
+    ]
+    scores = [step for step in binding.program if step.weights is Weights.KEYS]
+    assert {step.blocks for step in scores} == {2}
+
+
+def test_heads_that_share_a_block():
+    binding = bind(lowered(model(heads=8, kv_heads=4, head_size=8)), OPTIONS, rows=4)
+    shape = binding.shape
+    assert (binding.slots, binding.heads, shape.kv_heads) == (4, 8, 1)
+    assert (shape.value_parts, shape.value_groups) == (4, 2)
+    # No zeros are stored: queries and outputs are two blocks, keys and values one.
+    widths = [region.rows for region in binding.regions[1:5]]
+    assert widths == [64, 32, 32, 64]
+    assert binding.useful_macs(65) - binding.useful_macs(64) == 2 * 2 * 8 * 8
+
+
+def test_a_bias_that_only_some_layers_have():
+    llama = model(qkv_bias=True)
+    llama.blocks[1].attention.wq.bias = None
+    with pytest.raises(UserError, match=r"^Layers must share one use of biases to fold, not have"):
         bind(lowered(llama), OPTIONS)

@@ -474,6 +474,23 @@ def test_estimate_of_a_model_from_outside(cli, outside):
     assert "cycles a token at context" in out
 
 
+def test_the_context_that_a_board_holds(cli, outside, monkeypatch):
+    """What a board holds is the default, and a line says what it is less than."""
+    from mxhw.compiler.context import Context
+
+    status, out, err = cli(str(outside), "--estimate")
+    assert (status, err) == (0, "")
+    assert "keys and values for 64 positions" in out
+    monkeypatch.setattr(Context, "fitting_context", lambda self: 32)
+    status, out, err = cli(str(outside), "--estimate")
+    assert status == 0
+    assert err == (
+        "Context is 32 positions, the most that ulx3s-85f holds of the model's 64 in mxint8; "
+        "--context asks for another number.\n"
+    )
+    assert "keys and values for 32 positions" in out
+
+
 def test_build_of_a_model_from_outside(cli, stand, outside):
     status, _, _ = cli(str(outside), "--quiet")
     assert status == 0

@@ -1,12 +1,15 @@
 # amaranth: UnusedElaboratable=no
+import dataclasses
+
 import pytest
+import torch
 
 from mxhw.compiler.estimate import estimate, fit
 from mxhw.compiler.lower import lower
 from mxhw.compiler.passes import LoweringOptions
 from mxhw.formats import parse_format
 from mxhw.models.bundled import load
-from mxhw.models.llama import LlamaDecode
+from mxhw.models.llama import Llama, LlamaConfig, LlamaDecode
 
 # What nextpnr counted for the routed design on an LFE5U-85F (4 rows, MXINT8).
 MEASURED = {"lut": 28157, "ff": 15545, "dsp": 149, "block_ram": 200}
@@ -38,6 +41,41 @@ def test_the_narrowest_is_told_if_nothing_fits():
     graph, options = lowered()
     figures = fit(graph, options, multipliers=1, luts=1, block_rams=1)
     assert figures.binding.shape.rows == 2
+
+
+STORIES = LlamaConfig(
+    vocabulary_size=512, dim=64, hidden=172, layers=5, heads=8, kv_heads=4, head_size=8, context=512
+)
+ULX3S = {"multipliers": 156, "luts": 83640, "block_rams": 208}
+
+
+def test_words_behind_a_whole_depth_go_to_lookup_tables_where_block_rams_are_short():
+    """A 260 k-parameter model with heads of 8 in MXINT8, on an LFE5U-85F."""
+    torch.manual_seed(1)
+    options = LoweringOptions()
+    graph = lower(LlamaDecode(Llama(STORIES).eval()), options)
+    whole = fit(graph, options, **ULX3S)
+    assert whole.resources["block_ram"] > 208
+    figures = fit(graph, options, **ULX3S, contexts=range(480, 0, -32))
+    binding = figures.binding
+    assert (binding.shape.context, binding.shape.rows) == (384, 4)
+    assert (len(binding.words), binding.block_words) == (2176, 2048)
+    assert "2176 weight words, 128 of them in lookup tables" in binding.describe()
+    assert figures.resources["block_ram"] == 195
+    # With block RAM to spare none is in lookup tables.
+    large = fit(graph, options, **LARGE | {"multipliers": 156})
+    assert large.binding.block_words is None
+    # Sizes for another context are those of a model lowered for it.
+    config = dataclasses.replace(STORIES, context=384)
+    again = fit(lower(LlamaDecode(Llama(config).eval()), options), options, **ULX3S)
+    assert again.resources == figures.resources
+    assert again.binding.shape == binding.shape
+
+
+def test_only_memory_is_short_of_a_model_that_is_too_large():
+    graph, options = lowered()
+    figures = fit(graph, options, multipliers=156, luts=83640, block_rams=10)
+    assert figures.binding.shape.rows == 4
 
 
 def test_narrow_weights_take_fewer_block_rams():

@@ -96,6 +96,33 @@ def test_fewer_entries(reciprocal_bits):
     )
 
 
+def test_heads_that_share_a_block():
+    generator = torch.Generator().manual_seed(5)
+    slots, blocks = 4, 20
+    elements = torch.randint(-32767, 32768, (blocks, 32), generator=generator)
+    sums = MXTensor(elements, torch.randint(90, 130, (blocks, 1), generator=generator), WIDE)
+    totals = torch.randint(1 << 31, 64 << 31, (blocks, slots), generator=generator)
+    expected = []
+    for block in range(blocks):
+        length = [int(total).bit_length() for total in totals[block]]
+        top = torch.tensor(
+            [
+                int(total) >> (bits - 16) & 0x7FFF
+                for total, bits in zip(totals[block], length, strict=True)
+            ]
+        )
+        factor = reciprocal_table().evaluate(top).repeat_interleave(8)
+        unit = sums.exponents()[block] - 15 + 32 - torch.tensor(length).repeat_interleave(8)
+        expected.append(quantize_wide(Wide(elements[block] * factor, unit), NARROW))
+    unit = AttentionOutput(wide_format=WIDE, format=NARROW, head_size=8, context=64)
+    check_stream(
+        unit,
+        {"i": beats(sums, 4), "i_total": totals.flatten().tolist()},
+        {"o": [beat for block in expected for beat in beats(block, 4)]},
+        stalls=[(1.0, 1.0), (0.7, 0.6)],
+    )
+
+
 def test_against_values():
     # The whole second half of attention: the sums are those of the golden product.
     generator = torch.Generator().manual_seed(0)
@@ -157,8 +184,8 @@ def test_timing():
         (
             {"head_size": 40},
             ValueError,
-            r"^Head size of an attention output must be a multiple of the block size \(32\), "
-            r"not 40$",
+            r"^Head size of an attention output must be a multiple or an equal part of the block "
+            r"size \(32\), not 40$",
         ),
         (
             {"context": 0},

@@ -50,7 +50,16 @@ def random_input(positions, heads, head_size, format, seed=0):
 def check(positions, p, **options):
     heads = p["query_heads"] + p["key_heads"]
     x = random_input(len(positions), heads, p["head_size"], p["wide_format"])
-    result = rope(x, torch.tensor(positions), p["context"], p["head_size"], p["theta"], p["format"])
+    result = rope(
+        x,
+        torch.tensor(positions),
+        p["context"],
+        p["head_size"],
+        p["theta"],
+        p["format"],
+        p.get("rotary"),
+        p.get("slots", 1),
+    )
     queries = p["query_heads"] * p["head_size"]
     size = p["format"].block_size
     parts = {
@@ -71,6 +80,13 @@ def check(positions, p, **options):
 
 def test_stalls():
     check([0, 3, 63], parameters(), stalls=STALLS)
+
+
+@pytest.mark.parametrize(("rotary", "slots"), [(8, 4), (12, 2), (24, 1)])
+def test_heads_that_share_a_block(rotary, slots):
+    check([0, 5, 63, 17], parameters(rotary=rotary, slots=slots), stalls=[(0.8, 0.7)])
+    cost = Rope(**parameters(rotary=rotary, slots=slots, context=512)).cost()
+    assert cost["block_rams"] == {4: 4, 2: 8, 1: 16}[slots]
 
 
 def test_every_position():

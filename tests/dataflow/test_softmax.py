@@ -98,6 +98,23 @@ def test_extremes():
     check(heads, context=32, stalls=[(1.0, 1.0), (0.7, 0.7)])
 
 
+def test_values_of_several_blocks():
+    """A head takes a pass for each block, with the block's scales; the total is the same."""
+    rng = random.Random(9)
+    heads = []
+    for count in (1, 4, 33, 64, 5):
+        scores, scales = random_head(rng, count)
+        heads.append([(scores, scales), (scores, random_head(rng, count)[1])])
+    inputs, expected = scenario([part for head in heads for part in head], MXINT8, 4, 4)
+    inputs |= {
+        name: scenario([head[0] for head in heads], MXINT8, 4, 4)[0][name]
+        for name in ("i", "i_position")
+    }
+    unit = Softmax(context=64, format=MXINT8, passes=2)
+    check_stream(unit, inputs, expected, stalls=[(1.0, 1.0), (0.7, 0.6)])
+    assert unit.interval(63) == 2 * Softmax(context=64, format=MXINT8).interval(63)
+
+
 def test_other_lanes():
     rng = random.Random(7)
     heads = [random_head(rng, count) for count in (1, 9, 16, 24)]

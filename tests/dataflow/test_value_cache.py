@@ -29,26 +29,33 @@ def run(parameters, steps, stalls, seed=0):
     rng = random.Random(seed)
     format, rows, lanes = (parameters[name] for name in ("format", "rows", "lanes"))
     size = format.block_size
+    head_size, parts = parameters["head_size"], parameters.get("parts", 1)
     bits = format.element.bits
     low = -(1 << (bits - 1)) if format.element.is_integer else 0
     codes, scales = {}, {}
     commands, inputs, words, scale_beats = [], [], [], []
     for write, layer, head, position in steps:
-        commands.append({"write": write, "layer": layer, "head": head, "position": position})
+        part = 0 if write else rng.randrange(parts)
+        command = {"write": write, "layer": layer, "head": head, "position": position}
+        commands.append({**command, "part": part})
         if write:
-            value = [rng.randrange(low, low + (1 << bits)) for _ in range(size)]
+            value = [rng.randrange(low, low + (1 << bits)) for _ in range(head_size)]
             codes[layer, head, position] = value
-            scales[layer, head, position] = scale = rng.randrange(255)
+            own = [rng.randrange(255) for _ in range(head_size // size)]
+            scales[layer, head, position] = own
             inputs += [
-                {"elements": value[start : start + lanes], "scale": scale}
-                for start in range(0, size, lanes)
+                {"elements": value[start : start + lanes], "scale": own[start // size]}
+                for start in range(0, head_size, lanes)
             ]
-            every = [scales[layer, head, index] for index in range(position + 1)]
-            every += [None] * (-len(every) % lanes)
-            beats = [every[start : start + lanes] for start in range(0, len(every), lanes)]
+            beats = []
+            for number in range(len(own)):
+                every = [scales[layer, head, index][number] for index in range(position + 1)]
+                every += [None] * (-len(every) % lanes)
+                beats += [every[start : start + lanes] for start in range(0, len(every), lanes)]
             scale_beats += beats * parameters["query_heads_per_kv"]
             continue
-        for group in range(size // rows):
+        groups = head_size // rows // parts
+        for group in range(part * groups, (part + 1) * groups):
             for block in range(position // size + 1):
                 words.append(
                     [
@@ -120,6 +127,13 @@ def test_heads():
     )
 
 
+@pytest.mark.parametrize(("head_size", "parts"), [(32, 4), (64, 2), (96, 3)])
+@pytest.mark.parametrize("stalls", [(1.0, 1.0), (0.7, 0.6)])
+def test_parts_and_blocks_of_a_head(head_size, parts, stalls):
+    steps = [step for position in range(5) for step in token(position, 2, 2, reads=4)]
+    run(parameters(kv_heads=2, head_size=head_size, parts=parts), steps, stalls)
+
+
 @pytest.mark.parametrize(
     ("format", "rows", "lanes"), [("mxfp4", 1, 1), ("mxfp6", 8, 2), ("mxint5", 32, 32)]
 )
@@ -185,9 +199,9 @@ def test_cost():
             "^Number of layers of a cache must be a positive integer, not 0$",
         ),
         (
-            {"head_size": 64},
+            {"parts": 16},
             ValueError,
-            r"^Head size of a value cache must be the block size \(32\), not 64$",
+            "^Parts of a value head must be whole groups of its 32 elements, 4 in a group, not 16$",
         ),
         (
             {"context": 48},
@@ -197,13 +211,13 @@ def test_cost():
         (
             {"rows": 64, "context": 64},
             ValueError,
-            r"^Rows of a value word must divide the head size \(32\) and be a multiple of the "
+            r"^Rows of a value word must divide the block size \(32\) and be a multiple of the "
             r"lanes \(4\), not 64$",
         ),
         (
             {"lanes": 8},
             ValueError,
-            r"^Rows of a value word must divide the head size \(32\) and be a multiple of the "
+            r"^Rows of a value word must divide the block size \(32\) and be a multiple of the "
             r"lanes \(8\), not 4$",
         ),
         (

@@ -14,13 +14,14 @@ from tests.support import check_stream, unpack
 MXINT8 = BlockFormat.mxint(8)
 
 
-def test_sends_runs_of_words(engine):
+@pytest.mark.parametrize("block_words", [None, 8, 12])
+def test_sends_runs_of_words(engine, block_words):
     random.seed(5)
     words = [random.getrandbits(2 * MXINT8.block_bits) for _ in range(13)]
     runs = [(0, 4), (3, 1), (5, 0), (5, 8), (12, 1)]
     expected = [word for base, count in runs for word in words[base : base + count]]
     check_stream(
-        WeightMemory(format=MXINT8, rows=2, words=words),
+        WeightMemory(format=MXINT8, rows=2, words=words, block_words=block_words),
         {"i_command": [{"base": base, "count": count} for base, count in runs]},
         {"o": expected},
         engine=engine,
@@ -32,6 +33,15 @@ def test_contents_are_checked():
         WeightMemory(format=MXINT8, rows=1, words=[])
     with pytest.raises(ValueError, match=r"^Word 1 of a weight memory must fit 264 bits$"):
         WeightMemory(format=MXINT8, rows=1, words=[0, 1 << 264])
+    message = r"^Words of a weight memory in block RAM must be 1 to 2, not 3$"
+    with pytest.raises(ValueError, match=message):
+        WeightMemory(format=MXINT8, rows=1, words=[0, 1], block_words=3)
+
+
+def test_words_in_lookup_tables_take_no_block_ram():
+    words = [0] * 20
+    unit = WeightMemory(format=MXINT8, rows=1, words=words, block_words=16)
+    assert unit.cost()["memory_bits"] == 16 * 264
 
 
 @pytest.mark.parametrize("name", ["mxint8", "mxint4", "mxfp4", "mxfp6_e2m3", "mxfp6_e3m2"])

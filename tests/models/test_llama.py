@@ -276,3 +276,18 @@ def test_score_errors():
         score(lambda tokens: tokens, Letters(), ["a"], 1)
     with pytest.raises(ValueError, match="At least one story must not be empty"):
         score(lambda tokens: tokens, Letters(), [""], 8)
+
+
+def test_first_layers_share_the_weights():
+    model = make(SHAPES[0])
+    short = model.first_layers(1)
+    assert (short.config.layers, len(short.blocks)) == (1, 1)
+    assert (model.config.layers, len(model.blocks)) == (2, 2)
+    assert short.blocks[0] is model.blocks[0]
+    assert short.head.weight is model.embedding.weight
+    tokens = torch.tensor([[3, 1, 4]])
+    x = model.blocks[0](model.embedding(tokens), model.positions(tokens))
+    assert torch.equal(short(tokens), model.head(model.norm(x)))
+    for layers in (0, 3):
+        with pytest.raises(ValueError, match=rf"^Number of layers must be 1 to 2, not {layers}$"):
+            model.first_layers(layers)

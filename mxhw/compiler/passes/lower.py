@@ -145,7 +145,7 @@ class LowerOperators(GraphPass):
             )
         if isinstance(inner, Rope):
             layout = node.meta.get("heads")
-            period = {} if layout is None else {"rotary": layout.rotary}
+            period = {} if layout is None else {"rotary": layout.rotary, "slots": layout.slots}
             return self._call(
                 ops.rope,
                 *node.args,
@@ -226,7 +226,10 @@ class LowerOperators(GraphPass):
         layout = node.meta.get("heads") or inner
         narrow = self._options.activation_format.name
         query = self._operand(query)
-        logits = self._call(ops.scores, query, keys, heads=layout.heads, kv_heads=layout.kv_heads)
+        slots = {} if isinstance(layout, CausalAttention) else {"slots": layout.slots}
+        logits = self._call(
+            ops.scores, query, keys, heads=layout.heads, kv_heads=layout.kv_heads, **slots
+        )
         probabilities = self._call(
             ops.softmax, logits, values, position, kv_heads=layout.kv_heads, format=narrow
         )
@@ -240,6 +243,7 @@ class LowerOperators(GraphPass):
             kv_heads=layout.kv_heads,
             format=format,
             wide=self._options.wide_format.name,
+            **slots,
         )
 
 

@@ -1,11 +1,10 @@
 """Widths in whole blocks: where each row and column of a matrix goes.
 
 Zeros at the end of a row change nothing: they are products with zero. So every width is padded to
-whole blocks, and the weights get zero rows and columns there. Heads smaller than a block share one:
-a key/value block holds as many heads as fit and divide their number, and the block of a query head
-has its elements at the place of its key/value head and zeros elsewhere. The product of both is then
-the score of that head alone; of the weighted sum the output projection reads only that head's
-elements, having zero columns for the others.
+whole blocks, and the weights get zero rows and columns there. Heads of at most half a block share
+one: a block of keys or values has equal slots with a head each. Query heads are put in an order in
+which each lies in the slot of its key/value head, so that queries and attention outputs are blocks
+without gaps too; for the score of one head the other slots of the query's block are taken as zero.
 """
 
 import dataclasses
@@ -19,6 +18,8 @@ from mxhw.errors import UserError
 from mxhw.models.llama import CausalAttention, KeyValueCache, Rope
 
 __all__ = ["HeadLayout", "PadToBlocks", "Places", "pad_matrix", "pad_vector", "whole_blocks"]
+
+_SMALLEST_SLOT = 8
 
 
 def whole_blocks(width: int, block_size: int) -> int:
@@ -68,11 +69,14 @@ class HeadLayout:
     Members
     -------
     heads, kv_heads, head_size : int
-        Of the attention that is built: ``kv_heads`` counts groups of ``slots`` heads.
+        Of the attention that is built: ``heads`` query heads; ``kv_heads`` counts groups of
+        ``slots`` key/value heads, which have ``head_size`` elements together, whole blocks.
     queries, keys : Places
         Rows of the projections; values lie as keys, attention outputs as queries.
     rotary : int
-        Head size of the model, after which the angles of the pairs repeat.
+        Head size of the model.
+    slots : int
+        Heads in a block, a power of two; 1 if a head has blocks of its own.
     """
 
     heads: int
@@ -81,28 +85,42 @@ class HeadLayout:
     queries: Places
     keys: Places
     rotary: int
+    slots: int
 
     @classmethod
     def of(cls, heads: int, kv_heads: int, head_size: int, block_size: int) -> "HeadLayout":
         """Layout for the sizes of a model."""
         width = whole_blocks(head_size, block_size)
-        # At least one; of a head that fills its blocks exactly one.
-        slots = max(n for n in range(1, width // head_size + 1) if kv_heads % n == 0)
+        slots = 1
+        # A slot is whole beats of the widest engine.
+        while (
+            2 * slots * head_size <= width
+            and kv_heads % (2 * slots) == 0
+            and width // (2 * slots) >= _SMALLEST_SLOT
+        ):
+            slots *= 2
         group = heads // kv_heads
 
-        def elements(head: int, kv_head: int) -> range:
-            start = head * width + kv_head % slots * head_size
+        def elements(block: int, slot: int) -> range:
+            start = block * width + slot * (width // slots)
             return range(start, start + head_size)
 
-        queries = [i for head in range(heads) for i in elements(head, head // group)]
-        keys = [i for head in range(kv_heads) for i in elements(head // slots, head)]
+        def query_block(head: int) -> int:
+            # The heads of a group take turns, each in a block of its own.
+            return head // group // slots * group + head % group
+
+        queries = [
+            i for head in range(heads) for i in elements(query_block(head), head // group % slots)
+        ]
+        keys = [i for head in range(kv_heads) for i in elements(head // slots, head % slots)]
         return cls(
             heads=heads,
             kv_heads=kv_heads // slots,
             head_size=width,
-            queries=Places(tuple(queries), heads * width),
+            queries=Places(tuple(queries), heads // slots * width),
             keys=Places(tuple(keys), kv_heads // slots * width),
             rotary=head_size,
+            slots=slots,
         )
 
 

@@ -8,9 +8,17 @@ from mxhw.formats import SCALE_BIAS, BlockFormat
 from mxhw.lut.uniform import EXP2_FRACTION_BITS, exp2_table, reciprocal_table
 from mxhw.sw.golden.integer import accumulate, bit_length, shift_floor
 from mxhw.sw.golden.linear import ACCUMULATOR_GUARD_BITS, matrix_vector, to_fixed
-from mxhw.sw.golden.tensor import MXTensor, Wide, quantize_wide
+from mxhw.sw.golden.tensor import MXTensor, Wide, quantize_wide, widen
 
-__all__ = ["Probabilities", "exp2_fixed", "reciprocal", "scores", "softmax", "values"]
+__all__ = [
+    "Probabilities",
+    "exp2_fixed",
+    "only_slot",
+    "reciprocal",
+    "scores",
+    "softmax",
+    "values",
+]
 
 _SMALLEST_EXPONENT = -31
 
@@ -38,6 +46,16 @@ def scores(query: MXTensor, keys: MXTensor) -> torch.Tensor:
     ``[positions, head_size]``. The dot is :func:`matrix_vector`, cut by :func:`to_fixed`.
     """
     return to_fixed(matrix_vector(query, keys))
+
+
+def only_slot(query: MXTensor, slot: int, slots: int) -> MXTensor:
+    """A block of ``slots`` heads with zeros for all but one; the shared scale stays."""
+    if slots == 1:
+        return query
+    parts = query.elements.unflatten(-1, (slots, -1))
+    kept = torch.zeros_like(parts)
+    kept[..., slot, :] = parts[..., slot, :]
+    return MXTensor(kept.flatten(-2), query.scales, query.format)
 
 
 def exp2_fixed(exponent: torch.Tensor, index_bits: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,36 +120,50 @@ def values(
     format: BlockFormat,
     wide: BlockFormat,
     reciprocal_bits: int = 5,
+    *,
+    slots: int = 1,
 ) -> MXTensor:
-    """Probability-weighted sum of the cached value vectors, normalised and requantised.
+    """Probability-weighted sums of cached value vectors, normalised and requantised.
 
-    Contract: for every element ``d`` of the head and block ``b`` of positions the exact integer
-    dot of numerator and value codes, accumulated in order (:func:`accumulate`, 8 guard bits) at
-    the numerator block's exponent minus the values' fraction bits; the head is quantised to
-    ``wide``; each element is multiplied by the :func:`reciprocal` of the total; the exact product
-    is quantised to ``format``.
+    Contract: for every element ``d`` of a slot and block ``b`` of positions the exact integer dot
+    of the numerators of the slot's head and value codes, accumulated in order (:func:`accumulate`,
+    8 guard bits) at the numerator block's exponent minus the values' fraction bits; the slots
+    together are quantised to ``wide``; each element is multiplied by the :func:`reciprocal` of its
+    head's total; the exact product is quantised to ``format``.
 
     Parameters
     ----------
-    probabilities : Probabilities ``[..., positions]``
-    cached : int64 tensor ``[positions, head_size]``
+    probabilities : Probabilities ``[..., positions]``, or ``[..., slots, positions]``
+    cached : int64 tensor ``[positions, width]``
         Element codes of the cached values (their scales are in the numerators).
     reciprocal_bits : int
         Logarithm of the table's entries.
+    slots : int
+        Heads that share the vectors, each with an equal part of their elements.
     """
     numerators = probabilities.numerators
+    total = probabilities.total
+    if slots == 1:
+        numerators, total = numerators[..., None, :], total.unsqueeze(-1)
     size = numerators.format.block_size
     short = -cached.shape[0] % size
     cached = torch.nn.functional.pad(cached, (0, 0, 0, short)).to(torch.float64)
+    # [slots, positions, elements of a slot]
+    cached = cached.unflatten(-1, (slots, -1)).movedim(-2, 0)
     left = numerators.significands().to(torch.float64)
     terms = torch.stack(
-        [left[..., b, :] @ cached[b * size : (b + 1) * size] for b in range(numerators.blocks)], -1
+        [
+            (left[..., b, :].unsqueeze(-2) @ cached[:, b * size : (b + 1) * size]).squeeze(-2)
+            for b in range(numerators.blocks)
+        ],
+        -1,
     ).to(torch.int64)
     exponents = (numerators.exponents() - format.element.fraction_bits).unsqueeze(-2)
     mantissa, exponent = accumulate(terms, exponents, guard_bits=ACCUMULATOR_GUARD_BITS)
-    sums = quantize_wide(Wide(mantissa, exponent), wide)
-    factor = reciprocal(probabilities.total, reciprocal_bits)
-    product = sums.significands() * factor.mantissa[..., None, None]
-    unit = sums.exponents() + factor.exponent.unsqueeze(-1)
-    unit = unit.unsqueeze(-1).expand_as(product)
-    return quantize_wide(Wide(product.flatten(-2), unit.flatten(-2)), format)
+    exponent = exponent.expand_as(mantissa)
+    sums = widen(quantize_wide(Wide(mantissa.flatten(-2), exponent.flatten(-2)), wide))
+    factor = reciprocal(total, reciprocal_bits)
+    part = cached.shape[-1]
+    product = sums.mantissa * factor.mantissa.repeat_interleave(part, -1)
+    unit = sums.exponent + factor.exponent.repeat_interleave(part, -1)
+    return quantize_wide(Wide(product, unit), format)

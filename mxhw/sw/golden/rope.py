@@ -15,16 +15,15 @@ ROPE_FRACTION_BITS = 14
 
 @functools.cache
 def rope_tables(
-    context: int, head_size: int, theta: float, rotary: int | None = None
+    context: int, head_size: int, theta: float, rotary: int | None = None, slots: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine ``[context, head_size / 2]`` as integers with 14 fraction bits.
+    """Cosine and sine ``[context, head_size / slots / 2]`` as integers with 14 fraction bits.
 
-    The angle of pair ``i`` at position ``t`` is ``t * theta**(-2 * i / head_size)``, in float64.
-    Where a head's blocks hold several smaller heads of ``rotary`` elements, or one and padding, the
-    angles are those of ``rotary`` elements, over and over.
+    The angle of pair ``i`` at position ``t`` is ``t * theta**(-2 * i / rotary)``, in float64;
+    ``rotary`` is the head size of the model, where that is not the whole slot.
     """
     rotary = rotary or head_size
-    pairs = torch.arange(head_size // 2, dtype=torch.float64) % (rotary // 2)
+    pairs = torch.arange(head_size // slots // 2, dtype=torch.float64)
     frequency = torch.exp(-2 * pairs / rotary * math.log(theta))
     angle = torch.arange(context, dtype=torch.float64).unsqueeze(1) * frequency
     scale = 1 << ROPE_FRACTION_BITS
@@ -41,6 +40,7 @@ def rope(
     theta: float,
     format: BlockFormat,
     rotary: int | None = None,
+    slots: int = 1,
 ) -> MXTensor:
     """Rotate the pairs (2i, 2i + 1) of every head by the angle of ``position``; requantise.
 
@@ -52,10 +52,12 @@ def rope(
     x : MXTensor ``[..., heads * head_size]``, whole blocks a head
     position : int64 tensor ``[...]``
     rotary : int, optional
-        Elements after which the angles repeat (:func:`rope_tables`); even, by default all.
+        Head size of the model (:func:`rope_tables`); even, by default all elements.
+    slots : int
+        Equal parts of a head, each with a head of the model and the angles of all others.
     """
-    cosine, sine = rope_tables(context, head_size, theta, rotary)
-    values = x.significands().flatten(-2).unflatten(-1, (-1, head_size // 2, 2))
+    cosine, sine = rope_tables(context, head_size, theta, rotary, slots)
+    values = x.significands().flatten(-2).unflatten(-1, (-1, head_size // slots // 2, 2))
     c = cosine[position].unsqueeze(-2)
     s = sine[position].unsqueeze(-2)
     even, odd = values[..., 0], values[..., 1]
