@@ -40,7 +40,6 @@ def plan(context: Context, out: Path) -> dict[str, Any]:
     Files: ``graph.txt`` and ``graph.json``, the lowered decode step.
     """
     from mxhw.compiler.describe import describe_graph
-    from mxhw.compiler.nonlinear import nonlinear_nodes
 
     context.progress.update("load the model")
     config = context.config
@@ -58,6 +57,7 @@ def plan(context: Context, out: Path) -> dict[str, Any]:
 def plan_facts(context: Context) -> tuple[dict[str, Any], str | None]:
     """What the plan says, and why the board cannot hold the design, if it cannot."""
     from mxhw.boards.catalog import check
+    from mxhw.compiler.nonlinear import nonlinear_nodes
 
     settings, board, binding = context.settings, context.board, context.binding
     resources, cycles = context.estimate

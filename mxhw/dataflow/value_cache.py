@@ -260,9 +260,7 @@ class ValueCache(wiring.Component):
             groups_a_block = size // self._rows
             m.d.comb += [
                 last.eq(part[-1] & (group_left == 0)),
-                block_end.eq(
-                    self.i.valid & part[-1] & ((group_left & (groups_a_block - 1)) == 0)
-                ),
+                block_end.eq(self.i.valid & part[-1] & ((group_left & (groups_a_block - 1)) == 0)),
                 end.eq(self.i.valid & last & ~codes.pending),
                 self.i.ready.eq((~last | room) & ~codes.pending),
                 codes.i_write.valid.eq(self.i.valid & ~codes.pending),
