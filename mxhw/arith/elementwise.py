@@ -2,6 +2,7 @@
 """Elementwise units on MX blocks: another format, sum, product. All end in a quantiser."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
@@ -40,7 +41,9 @@ class _Elementwise(wiring.Component):
             )
         self._operands = operands
         self._lanes = lanes
-        shapes = {name: BlockBeat(format=f, lanes=lanes) for name, f in operands.items()}
+        shapes: dict[str, Any] = {
+            name: BlockBeat(format=f, lanes=lanes) for name, f in operands.items()
+        }
         # A larger output block has several input scales.
         largest = format.block_size if isinstance(format, BlockFormat) else format[0].block_size
         self._shared = largest <= sizes.pop()
