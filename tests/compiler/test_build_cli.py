@@ -469,7 +469,7 @@ def outside(tmp_path):
 def test_estimate_of_a_model_from_outside(cli, outside):
     status, out, err = cli(str(outside), "--estimate", "--context", "32")
     assert (status, err) == (0, "")
-    assert out.startswith("Memory: 0.12 MB of weights and 0.00 MB of keys and values for 32 ")
+    assert out.startswith("Memory: 0.07 MB of weights and 0.00 MB of keys and values for 32 ")
     assert "my-model in mxint8 for ulx3s-85f" in out
     assert "cycles a token at context" in out
 
