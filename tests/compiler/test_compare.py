@@ -1,5 +1,7 @@
 """The comparison finds the first difference of a damaged decoder and says what stopped."""
 
+import re
+
 import pytest
 
 from mxhw.compiler import compare
@@ -161,7 +163,9 @@ def test_command_line_with_agreement(cli, tmp_path):
     )
     assert status == 0
     assert out == "All agree: 38 nodes, 2000 transfers, 2 tokens\n"
-    assert errors.splitlines() == ["  Lowering model 'llama'", "  Building"]
+    *steps, cost = errors.splitlines()
+    assert steps == ["  Lowering 2 layers of model 'llama'", "  Building"]
+    assert re.fullmatch(r"  \d+\.\d s, [\d,]+ MB at most", cost)
     assert seen.arguments == ("hardware", [1, 33], tmp_path / "a.vcd", "cxxrtl")
 
 
@@ -184,7 +188,7 @@ def test_command_line_with_a_difference(cli):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("lama",), "There is no model 'lama': choose one of llama"),
+        (("lama",), "There is no model 'lama': did you mean 'llama'?"),
         (("llama", "--tokens", "0"), "Number of tokens must be 1 to 64, not 0"),
         (("llama", "--tokens", "65"), "Number of tokens must be 1 to 64, not 65"),
         ((), "Missing argument 'MODEL'. (--help lists the options)"),
