@@ -67,7 +67,8 @@ stood when the same command is given again."""
 @click.option(
     "--stop-after",
     metavar="STEP",
-    help="Last step to run: plan, golden, rtl, simulate, synthesise, place-and-route, bitstream.",
+    help="Last step to run: plan, golden, rtl, simulate, errors, synthesise, place-and-route, "
+    "bitstream.",
 )
 @click.option(
     "--estimate",

@@ -370,10 +370,9 @@ class Context:
         if self._prebuild is None:
             self._prebuild = Prebuild(self.settings)
 
-    def finish_prebuild(self) -> None:
-        """Wait for the compilation in the background, if there is one."""
-        if self._prebuild is not None:
-            self._prebuild.wait(self.progress)
+    def finish_prebuild(self) -> Path | None:
+        """Wait for the compilation in the background, if there is one: the simulator's path."""
+        return None if self._prebuild is None else self._prebuild.wait(self.progress)
 
     def stop_prebuild(self) -> None:
         """End the compilation in the background, if there is one."""

@@ -94,6 +94,13 @@ STEPS: list[Step] = [
         reads=("script.json", "logits.npz"),
     ),
     Step(
+        "errors",
+        "measure the error of every node",
+        steps.errors,
+        (*_DESIGN, "tokens", "prompt"),
+        reads=("script.json", "logits.npz"),
+    ),
+    Step(
         "synthesise",
         "map to the device",
         steps.synthesise,

@@ -2,9 +2,9 @@
 
 Native code for the whole design takes longer than any other step before synthesis. It depends on
 the plan alone, so a second core can begin with it while the golden model runs:
-``python -m mxhw.compiler.prebuild SETTINGS`` (JSON) leaves the compiled simulator in the cache
-where :func:`mxhw.cosim.engine.make_engine` finds it. If it fails, the simulation step compiles the
-design itself and tells why that fails.
+``python -m mxhw.compiler.prebuild SETTINGS`` (JSON) leaves the compiled simulator in the cache and
+prints its path. If it fails, the simulation step compiles the design itself and tells why that
+fails.
 """
 
 import dataclasses
@@ -35,16 +35,21 @@ class Prebuild:
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "mxhw.compiler.prebuild", text],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
             stderr=subprocess.DEVNULL,
         )
+        self._output: str | None = None
 
-    def wait(self, progress: Progress) -> None:
-        """Wait for its end."""
+    def wait(self, progress: Progress) -> Path | None:
+        """Wait for its end; the simulator's path, or None if it failed."""
         if self._process.poll() is None:
             progress.update("compiling the simulator (C++)")
         while self._process.poll() is None:
             time.sleep(_POLL_SECONDS)
+        if self._output is None:
+            self._output = self._process.communicate()[0]
+        return Path(self._output.strip()) if self._process.returncode == 0 else None
 
     def stop(self) -> None:
         """End it if it still runs."""
@@ -62,7 +67,7 @@ def main(text: str) -> None:
 
     context = Context(Settings(**json.loads(text)), Path(), SilentProgress())
     design = Design(context.component(), probe_names(context.decode))
-    build_library(emit_rtlil(design), inner_signals=False)
+    sys.stdout.write(f"{build_library(emit_rtlil(design), inner_signals=False)}\n")
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def make_report(
         },
         "nonlinear": nonlinear_shares(
             plan["nonlinear"],
-            golden.get("node_errors", {}),
+            results.get("errors", {}).get("nodes", {}),
             synthesis.get("units") or plan["units"],
         )
         if "nonlinear" in plan

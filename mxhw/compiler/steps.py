@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mxhw.compiler.context import REPORT_CONTEXT, Context, Settings
+from mxhw.elaboration import fast_elaboration
 from mxhw.errors import BuildError, ToolError, UserError
 
 if TYPE_CHECKING:
     from mxhw.compiler._tools import Progress as ToolProgress
+    from mxhw.compiler.simulate import Script
 
 # Modules that load PyTorch are imported where they are used: lists and help need none of them.
 
 __all__ = [
     "bitstream",
+    "errors",
     "golden",
     "place_and_route",
     "plan",
@@ -100,11 +103,9 @@ def _too_big(settings: Settings, board: str, reasons: Sequence[str]) -> str:
 def golden(context: Context, out: Path) -> dict[str, Any]:
     """Perplexity of the float, ideal and golden models, and the golden model's greedy text.
 
-    Files: ``script.json`` and ``logits.npz``, what the hardware must answer; ``errors.json``, how
-    far every node of golden is from float.
+    Files: ``script.json`` and ``logits.npz``, what the hardware must answer.
     """
     from mxhw.compiler import accuracy
-    from mxhw.compiler.float_reading import measure_node_errors
     from mxhw.compiler.ideal import IdealModel
     from mxhw.compiler.simulate import write_script
 
@@ -124,17 +125,6 @@ def golden(context: Context, out: Path) -> dict[str, Any]:
         steps=np.array(list(script.logits)),
         logits=np.stack(list(script.logits.values())),
     )
-    text = script.sequences()[0][:REPORT_CONTEXT]
-    errors = measure_node_errors(
-        context.decode,
-        text,
-        lambda done, total: progress.update("error of every node, tokens", done, total),
-    )
-    content = {
-        "tokens": len(text),
-        "nodes": {name: dataclasses.asdict(error) for name, error in errors.items()},
-    }
-    (out / "errors.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     scores = accuracy.measure(
         accuracy.model_readings(
             context.model, IdealModel(context.model, context.options), context.prefill
@@ -156,11 +146,43 @@ def golden(context: Context, out: Path) -> dict[str, Any]:
         "perplexity_ratio_error": cost.ratio * cost.standard_error,
         "scored_tokens": scores.tokens,
         "scored_bytes": scores.bytes,
-        "node_errors": {
-            name: {"added": error.added, "function": error.function}
-            for name, error in errors.items()
-        },
     }
+
+
+def errors(context: Context, out: Path) -> dict[str, Any]:
+    """How far every node of the golden model is from float, over a text of its own.
+
+    Files: ``errors.json``.
+    """
+    from mxhw.compiler.float_reading import measure_node_errors
+
+    text = _read_script(context).sequences()[0][:REPORT_CONTEXT]
+    found = measure_node_errors(
+        context.decode,
+        text,
+        lambda done, total: context.progress.update("error of every node, tokens", done, total),
+    )
+    content = {
+        "tokens": len(text),
+        "nodes": {name: dataclasses.asdict(error) for name, error in found.items()},
+    }
+    (out / "errors.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    return {
+        "nodes": {
+            name: {"added": error.added, "function": error.function}
+            for name, error in found.items()
+        }
+    }
+
+
+def _read_script(context: Context) -> "Script":
+    """What the golden model wrote for the hardware."""
+    from mxhw.compiler.simulate import Script
+
+    with np.load(context.folder / "logits.npz") as arrays:
+        logits = dict(zip(arrays["steps"].tolist(), arrays["logits"], strict=True))
+    content = json.loads((context.folder / "script.json").read_text("utf-8"))
+    return Script.from_dict(content, logits)
 
 
 def rtl(context: Context, out: Path) -> dict[str, Any]:
@@ -176,7 +198,8 @@ def rtl(context: Context, out: Path) -> dict[str, Any]:
     binding = context.binding
     context.progress.update("RTLIL")
     design = out / "design.il"
-    design.write_text(rtlil.convert(context.component(), name="mxhw_decoder"), "utf-8")
+    with fast_elaboration():
+        design.write_text(rtlil.convert(context.component(), name="mxhw_decoder"), "utf-8")
     context.progress.update("Verilog")
     _write_verilog(design, out / "design.v")
     context.progress.update("packed weights")
@@ -231,16 +254,12 @@ def simulate(context: Context, out: Path) -> dict[str, Any]:
 
     Files: ``timeline.json``, where the cycles of one token go.
     """
-    from mxhw.compiler.simulate import Script, replay
+    from mxhw.compiler.simulate import replay
     from mxhw.compiler.timeline import measure_timeline, probe_names
     from mxhw.cosim.engine import make_engine
 
     progress = context.progress
-    with np.load(context.folder / "logits.npz") as arrays:
-        logits = dict(zip(arrays["steps"].tolist(), arrays["logits"], strict=True))
-    content = json.loads((context.folder / "script.json").read_text("utf-8"))
-    script = Script.from_dict(content, logits)
-    context.finish_prebuild()
+    script = _read_script(context)
     component = context.component()
     step_shape = component.i_step.payload.shape()
     with make_engine(
@@ -249,6 +268,7 @@ def simulate(context: Context, out: Path) -> dict[str, Any]:
         probes=probe_names(context.decode),
         on_progress=progress.update,
         inner_signals=False,
+        prebuilt=context.finish_prebuild,
     ) as engine:
         result = replay(
             engine,

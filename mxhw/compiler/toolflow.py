@@ -42,6 +42,7 @@ from mxhw.compiler._tools import (
 )
 from mxhw.compiler._unitcells import UnitOf, assign_cells, count_by_unit
 from mxhw.dataflow.copies import COPY_ATTRIBUTE
+from mxhw.elaboration import fast_elaboration
 from mxhw.errors import BuildError, UserError
 
 __all__ = [
@@ -125,7 +126,8 @@ def make_plan(top: Any, board: Board, **overrides: Any) -> Any:
     """
     platform = create_platform(board)
     overrides = {"script_after_read": PREPARE_SCRIPT, **overrides}
-    return platform.build(top, name=TOP, do_build=False, emit_src=False, **overrides)
+    with fast_elaboration():
+        return platform.build(top, name=TOP, do_build=False, emit_src=False, **overrides)
 
 
 def synthesise(

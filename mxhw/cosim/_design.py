@@ -14,6 +14,7 @@ from amaranth.hdl._ir import PortDirection
 from amaranth.hdl._mem import MemoryInstance
 from amaranth.lib import stream, wiring
 
+from mxhw.elaboration import fast_elaboration
 from mxhw.errors import UserError
 
 __all__ = ["Design", "StreamPort", "normalize"]
@@ -101,6 +102,10 @@ class Design:
 
     def __init__(self, component: Any, probes: Iterable[str] = ()) -> None:
         self.component = component
+        with fast_elaboration():
+            self._elaborate(component, probes)
+
+    def _elaborate(self, component: Any, probes: Iterable[str]) -> None:
         self.fragment = Fragment.get(component, None)
         domains = self.fragment._propagate_domains(ClockDomain)
         if extra := sorted(domain.name for domain in domains if domain.name != "sync"):

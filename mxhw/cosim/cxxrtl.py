@@ -13,6 +13,7 @@ from mxhw.cosim._build import build_library
 from mxhw.cosim._design import Design, StreamPort
 from mxhw.cosim._types import Handle, Role, Stop
 from mxhw.cosim.engine import Engine
+from mxhw.elaboration import fast_elaboration
 from mxhw.errors import UserError
 
 __all__ = ["CxxrtlEngine", "emit_rtlil", "emit_verilog"]
@@ -64,7 +65,8 @@ def emit_rtlil(design: Design) -> str:
     try:
         for init in contents.values():
             init._raw = []
-        text, _names = rtlil.convert_fragment(design.prepared, emit_src=False)
+        with fast_elaboration():
+            text, _names = rtlil.convert_fragment(design.prepared, emit_src=False)
     finally:
         for name, init in contents.items():
             init._raw = rows[name]
@@ -73,7 +75,8 @@ def emit_rtlil(design: Design) -> str:
 
 def emit_verilog(design: Design) -> str:
     """Return the design as the Verilog that Amaranth exports, contents of memories included."""
-    text, _names = verilog.convert_fragment(design.prepared, emit_src=False)
+    with fast_elaboration():
+        text, _names = verilog.convert_fragment(design.prepared, emit_src=False)
     return text
 
 
@@ -102,6 +105,8 @@ class CxxrtlEngine(Engine):
         Called with a line of text before each slow step.
     inner_signals : bool
         Keep inner signals reachable by name.
+    prebuilt : callable, optional
+        Returns the design's simulator, or None if it is still to be built.
     through_verilog : bool
         Translate the exported Verilog instead of the design's own RTLIL. Inner signals and memories
         then have no names that the engine knows.
@@ -121,19 +126,22 @@ class CxxrtlEngine(Engine):
         build_dir: str | PathLike[str] | None = None,
         on_progress: Callable[[str], None] | None = None,
         inner_signals: bool = True,
+        prebuilt: Callable[[], Path | None] | None = None,
         through_verilog: bool = False,
     ) -> None:
         self.design = design
         self._native = None
-        progress = on_progress or (lambda text: None)
-        progress(f"Converting the design to {'Verilog' if through_verilog else 'RTLIL'}")
-        library = build_library(
-            (emit_verilog if through_verilog else emit_rtlil)(design),
-            build_dir,
-            progress,
-            inner_signals=inner_signals and not through_verilog,
-            verilog=through_verilog,
-        )
+        library = prebuilt() if prebuilt is not None else None
+        if library is None:
+            progress = on_progress or (lambda text: None)
+            progress(f"Converting the design to {'Verilog' if through_verilog else 'RTLIL'}")
+            library = build_library(
+                (emit_verilog if through_verilog else emit_rtlil)(design),
+                build_dir,
+                progress,
+                inner_signals=inner_signals and not through_verilog,
+                verilog=through_verilog,
+            )
         self._library = _load(library)
         self._native = self._library.mxhw_create()
         # Verilog brings the contents of its memories.

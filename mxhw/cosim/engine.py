@@ -23,6 +23,7 @@ The draws come from SplitMix64 (:mod:`mxhw.cosim._random`), one generator per st
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -463,6 +464,7 @@ def make_engine(
     build_dir: str | PathLike[str] | None = None,
     on_progress: Callable[[str], None] | None = None,
     inner_signals: bool = True,
+    prebuilt: Callable[[], Path | None] | None = None,
 ) -> Engine:
     """Elaborate ``component`` and start a simulation of it.
 
@@ -483,6 +485,9 @@ def make_engine(
         Whether inner signals can be peeked, probed without being named in ``probes``, and seen in
         a waveform. Without them the native code of a large design is built in less than half the
         time.
+    prebuilt : callable, optional
+        Returns the path of a simulator in native code that was built for this design and these
+        probes, or None; asked when the design is elaborated.
 
     Raises
     ------
@@ -503,6 +508,7 @@ def make_engine(
             build_dir=build_dir,
             on_progress=on_progress,
             inner_signals=inner_signals,
+            prebuilt=prebuilt,
             through_verilog=engine == "verilog",
         )
     raise UserError(f"Engine must be 'cxxrtl', 'pysim' or 'verilog', not {engine!r}")

@@ -56,7 +56,7 @@ def normalise(m: Module, value: Value, name: str) -> tuple[Value, Value]:
     position, _ = bit_index(m, aligned, f"{name}_index")
     position = register(m, position, f"{name}_position")
     aligned = register(m, aligned, f"{name}_aligned")
-    shifted = (aligned[::-1] >> ~position)[::-1]
+    shifted = (aligned << ~position)[:width]
     top = register(m, shifted[width - NORMALISED_BITS :], f"{name}_top")
     return top, register(m, position, f"{name}_position_1") - padding
 

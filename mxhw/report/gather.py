@@ -12,14 +12,23 @@ __all__ = ["Facts", "gather", "read_folder"]
 
 _FILES = {
     "graph": ("plan", "graph.json"),
-    "errors": ("golden", "errors.json"),
+    "errors": ("errors", "errors.json"),
     "timeline": ("simulate", "timeline.json"),
     "timing": ("place-and-route", "timing.json"),
     "floorplan": ("place-and-route", "floorplan.json"),
 }
 """Files with more than a step's facts, and the step that leaves them."""
 
-_STEPS = ("plan", "golden", "rtl", "simulate", "synthesise", "place-and-route", "bitstream")
+_STEPS = (
+    "plan",
+    "golden",
+    "rtl",
+    "simulate",
+    "errors",
+    "synthesise",
+    "place-and-route",
+    "bitstream",
+)
 
 
 @dataclasses.dataclass(frozen=True)

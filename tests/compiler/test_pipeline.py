@@ -71,6 +71,7 @@ def test_steps_of_the_build():
         "golden",
         "rtl",
         "simulate",
+        "errors",
         "synthesise",
         "place-and-route",
         "bitstream",

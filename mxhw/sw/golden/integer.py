@@ -13,7 +13,7 @@ _LONGEST_SHIFT = 62
 
 def bit_length(value: torch.Tensor) -> torch.Tensor:
     """Number of bits of ``|value|``: 0 for 0, 1 for 1, 2 for 2 and 3."""
-    return torch.frexp(value.abs().to(torch.float64)).exponent.to(torch.int64)
+    return torch.frexp(value.to(torch.float64)).exponent.to(torch.int64)
 
 
 def shift_floor(value: torch.Tensor, right: torch.Tensor | int) -> torch.Tensor:
@@ -29,9 +29,8 @@ def shift_round(value: torch.Tensor, right: torch.Tensor | int) -> torch.Tensor:
     shift = right.clamp(0, _LONGEST_SHIFT)
     whole = torch.bitwise_right_shift(value, shift)
     rest = value - torch.bitwise_left_shift(whole, shift)
-    half = torch.bitwise_left_shift(torch.ones_like(shift), (shift - 1).clamp(0))
-    up = (rest > half) | ((rest == half) & (whole & 1 == 1))
-    whole = whole + (up & (shift > 0)).to(torch.int64)
+    # A tie goes up where the whole part is odd: both sides are even but for that bit.
+    whole = whole + (2 * rest + (whole & 1) > torch.bitwise_left_shift(1, shift))
     return torch.bitwise_left_shift(whole, (-right).clamp(0, _LONGEST_SHIFT))
 
 
