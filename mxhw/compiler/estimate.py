@@ -8,6 +8,7 @@ in bits. Cycles come from :mod:`mxhw.compiler.schedule`.
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import astuple
 
 from amaranth.utils import bits_for
 from torch import fx
@@ -88,6 +89,11 @@ def _queue(bits: int, depth: int) -> UnitCost:
     return UnitCost(lut=23 + 6 * cells + 2 * deep, ff=12)
 
 
+def _plus(left: UnitCost, right: UnitCost) -> UnitCost:
+    """Cost of both."""
+    return UnitCost(*(sum(pair) for pair in zip(astuple(left), astuple(right), strict=True)))
+
+
 def _lanes_part(lut: float, ff: float, lanes: int, fixed: float = 0.35) -> tuple[float, float]:
     """A unit measured with four lanes: a part is there once, the rest a lane."""
     scale = fixed + (1 - fixed) * lanes / 4
@@ -140,6 +146,19 @@ def _word_decoder(b: FoldedBinding) -> UnitCost:
     size = b.shape.block_size * b.shape.rows
     gates = 0 if element.is_integer else element.significand_bits * 1.5
     return UnitCost(size * gates)
+
+
+def _bias(b: FoldedBinding) -> dict[str, UnitCost]:
+    if not b.biases:
+        return {}
+    lanes = b.shape.lanes
+    words = sum(vector.elements.numel() for vector in b.biases) // lanes
+    blocks = block_rams(lanes * b.wide_format.element.bits, words)
+    return {"bias": UnitCost(*_lanes_part(2591, 752, lanes, 0.12), 0, blocks)}
+
+
+def _query_slots(b: FoldedBinding) -> UnitCost:
+    return UnitCost(30 + 20 * b.shape.lanes, 5) if b.slots > 1 else UnitCost()
 
 
 def _caches(b: FoldedBinding) -> dict[str, UnitCost]:
@@ -221,7 +240,7 @@ def _control(b: FoldedBinding) -> dict[str, UnitCost]:
         "weight_select": UnitCost(2.03 * word, 13),
         "routes": UnitCost(210 + _queue(wide, 2).lut, 130),
         "operands": _queue(beat, shape.max_blocks * shape.beats_per_block),
-        "queries": head,
+        "queries": _plus(head, _query_slots(b)),
         "attended": head,
         "fixed_queues": UnitCost(
             2 * _queue(24 * shape.lanes, 2).lut + _queue(bits_for(b.shape.vocabulary - 1), 2).lut,
@@ -244,6 +263,7 @@ def estimate(binding: FoldedBinding) -> Estimate:
         "weights": _weights(binding),
         "word_decoder": _word_decoder(binding),
         **_caches(binding),
+        **_bias(binding),
         **_pointwise(binding),
         **_control(binding),
     }

@@ -12,7 +12,7 @@ from mxhw.models.bundled import load
 from mxhw.models.llama import Llama, LlamaConfig, LlamaDecode
 
 # What nextpnr counted for the routed design on an LFE5U-85F (4 rows, MXINT8).
-MEASURED = {"lut": 28157, "ff": 15545, "dsp": 149, "block_ram": 200}
+MEASURED = {"lut": 28398, "ff": 16276, "dsp": 148, "block_ram": 199}
 LARGE = {"multipliers": 1000, "luts": 1_000_000, "block_rams": 1000}
 
 
@@ -25,7 +25,7 @@ def test_resources_are_near_what_was_measured():
     figures = fit(*lowered(), **{**LARGE, "multipliers": 156})
     assert figures.binding.shape.rows == 4
     for name, measured in MEASURED.items():
-        assert figures.resources[name] == pytest.approx(measured, rel=0.2), name
+        assert figures.resources[name] == pytest.approx(measured, rel=0.1), name
 
 
 def test_a_larger_device_gets_more_rows():
@@ -90,3 +90,22 @@ def test_utilisation_is_useful_work_over_what_was_possible():
     share = figures.multiplier_utilisation(64, cycles=5000)
     assert share == binding.useful_macs(64) / (binding.multipliers * 5000)
     assert estimate(binding).resources == figures.resources
+
+
+def test_biases_and_slots_of_heads_have_their_cost():
+    """The units alone, as yosys maps them: 2,593 lookup tables and two block RAMs; 112."""
+    torch.manual_seed(1)
+    options = LoweringOptions()
+    config = dataclasses.replace(STORIES, hidden=128, layers=2, context=64)
+    plain, biased = (
+        fit(lower(LlamaDecode(Llama(shape).eval()), options), options, **ULX3S)
+        for shape in (config, dataclasses.replace(config, qkv_bias=True))
+    )
+    assert "bias" not in plain.units
+    assert biased.units["bias"].block_ram == 2
+    assert biased.units["bias"].lut == pytest.approx(2593, rel=0.01)
+    one = dataclasses.replace(config, heads=2, kv_heads=1, head_size=32)
+    whole = fit(lower(LlamaDecode(Llama(one).eval()), options), options, **ULX3S)
+    slots = plain.units["queries"].lut - plain.units["attended"].lut
+    assert slots == pytest.approx(112, rel=0.05)
+    assert whole.units["queries"] == whole.units["attended"]
