@@ -7,8 +7,8 @@ from pathlib import Path
 from amaranth.back import rtlil
 from amaranth.hdl import Elaboratable
 
-from mxhw.compiler._absorb import absorb_inverters, absorb_tables
 from mxhw.compiler._tools import ProgressParser, find_tool, run_tool
+from mxhw.compiler.netlist.absorb import absorb_tables
 
 __all__ = ["DEVICE", "cell_counts", "route", "synthesise", "unit_cost"]
 
@@ -35,7 +35,7 @@ def cell_counts(
     """Cells of the unit by type, and ``chains``; leaves ``unit.json`` in the folder.
 
     With ``absorb`` an ECP5 netlist loses the tables that the cells behind them can do without
-    (:mod:`mxhw.compiler._absorb`).
+    (:mod:`mxhw.compiler.netlist.absorb`).
     """
     (folder / "unit.il").write_text(rtlil.convert(unit, emit_src=False))
     commands = ["read_rtlil unit.il", _TARGETS[family], "opt_clean", "write_json unit.json"]
@@ -53,7 +53,6 @@ def cell_counts(
     module = netlist["modules"]["top"]
     if absorb:
         absorb_tables(module)
-        absorb_inverters(module)
         (folder / "unit.json").write_text(json.dumps(netlist))
     cells = module["cells"].values()
     counts: dict[str, int] = {"chains": 0}

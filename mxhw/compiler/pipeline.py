@@ -66,7 +66,11 @@ _TOOL_SOURCES = (
     "boards",
     "compiler/toolflow.py",
     "compiler/_tools.py",
-    "compiler/_floorplan.py",
+    "compiler/netlist/cells.py",
+    "compiler/netlist/document.py",
+    "compiler/netlist/floorplan.py",
+    "compiler/netlist/resources.py",
+    "compiler/netlist/timing.py",
     "compiler/steps.py",
 )
 

@@ -19,19 +19,6 @@ from typing import Any
 
 from mxhw.boards.catalog import Board, Resources, Toolchain
 from mxhw.boards.platforms import create_platform
-from mxhw.compiler._constants import absorb_zeros
-from mxhw.compiler._floorplan import Floorplan, read_floorplan
-from mxhw.compiler._macro_placement import place_engine
-from mxhw.compiler._multipliers import align_factors
-from mxhw.compiler._toolresults import (
-    TimingReport,
-    count_cells,
-    read_netlist,
-    read_route_report,
-    resources_of_cells,
-    resources_of_utilisation,
-    top_module,
-)
 from mxhw.compiler._tools import (
     OnProgress,
     Progress,
@@ -40,7 +27,16 @@ from mxhw.compiler._tools import (
     find_tool,
     run_tool,
 )
-from mxhw.compiler._unitcells import UnitOf, assign_cells, count_by_unit
+from mxhw.compiler.netlist import improve
+from mxhw.compiler.netlist.cells import UnitOf, assign_cells, count_by_unit
+from mxhw.compiler.netlist.document import read_netlist, top_module
+from mxhw.compiler.netlist.floorplan import Floorplan, read_floorplan
+from mxhw.compiler.netlist.resources import (
+    count_cells,
+    resources_of_cells,
+    resources_of_utilisation,
+)
+from mxhw.compiler.netlist.timing import TimingReport, read_route_report
 from mxhw.dataflow.copies import COPY_ATTRIBUTE
 from mxhw.elaboration import fast_elaboration
 from mxhw.errors import BuildError, UserError
@@ -168,9 +164,7 @@ def synthesise(
         netlist = work.path / f"{TOP}.json"
         document = read_netlist(netlist)
         module = top_module(document)
-        align_factors(module)
-        absorb_zeros(module)
-        place_engine(module, _die(plan))
+        improve(module, _die(plan))
         netlist.write_text(json.dumps(document, separators=(",", ":")), encoding="utf-8")
         cells = count_cells(module)
         units = None

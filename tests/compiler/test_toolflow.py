@@ -10,13 +10,11 @@ from amaranth.hdl import Cat, Elaboratable, Module
 from mxhw.boards.catalog import BOARDS, Resources
 from mxhw.boards.wrapper import BoardTop
 from mxhw.compiler import _tools, toolflow
-from mxhw.compiler._toolresults import (
-    read_netlist,
-    read_route_report,
-    resources_of_cells,
-)
 from mxhw.compiler._tools import Progress, ProgressParser, find_tool, run_tool
 from mxhw.compiler._yosys import LABELS, commands_of
+from mxhw.compiler.netlist.document import read_netlist
+from mxhw.compiler.netlist.resources import resources_of_cells
+from mxhw.compiler.netlist.timing import read_route_report
 from mxhw.compiler.toolflow import (
     build_bitstream,
     make_plan,

@@ -7,11 +7,9 @@ the input, which then needs no wire: thousands of connections of a design's adde
 
 from typing import Any
 
-__all__ = ["absorb_zeros"]
+from mxhw.compiler.netlist.tables import INPUTS, SUFFIXES, contents_of, fix_inputs, set_contents
 
-_INPUTS = "ABCD"
-_TABLES = {"LUT4": (("INIT", ""),), "CCU2C": (("INIT0", "0"), ("INIT1", "1"))}
-"""Parameters that hold a table's contents, and the suffix of the names of its inputs."""
+__all__ = ["absorb_zeros"]
 
 
 def absorb_zeros(module: dict[str, Any]) -> int:
@@ -32,26 +30,19 @@ def absorb_zeros(module: dict[str, Any]) -> int:
     """
     saved = 0
     for cell in module["cells"].values():
-        for parameter, suffix in _TABLES.get(cell["type"], ()):
-            saved += _absorb(cell, parameter, suffix)
+        for suffix in SUFFIXES.get(cell["type"], ()):
+            saved += _absorb(cell, suffix)
     return saved
 
 
-def _absorb(cell: dict[str, Any], parameter: str, suffix: str) -> int:
+def _absorb(cell: dict[str, Any], suffix: str) -> int:
     connections = cell["connections"]
     zeros = [
-        position
-        for position, name in enumerate(_INPUTS)
-        if connections.get(f"{name}{suffix}") == ["0"]
+        place for place, name in enumerate(INPUTS) if connections.get(f"{name}{suffix}") == ["0"]
     ]
-    if not zeros:
-        return 0
-    contents = int(cell["parameters"][parameter], 2)
-    ignored = sum(1 << position for position in zeros)
-    made = 0
-    for address in range(1 << len(_INPUTS)):
-        made |= (contents >> (address & ~ignored) & 1) << address
-    cell["parameters"][parameter] = f"{made:016b}"
-    for position in zeros:
-        connections[f"{_INPUTS[position]}{suffix}"] = ["1"]
+    if zeros:
+        contents = fix_inputs(contents_of(cell, suffix), dict.fromkeys(zeros, 0))
+        set_contents(cell, suffix, contents)
+    for place in zeros:
+        connections[f"{INPUTS[place]}{suffix}"] = ["1"]
     return len(zeros)

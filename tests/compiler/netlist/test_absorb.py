@@ -4,24 +4,45 @@ import random
 
 import pytest
 
-from mxhw.compiler._absorb import absorb_inverters, absorb_tables
-from tests.compiler.test_constants import carry_outputs, ccu2c, lut4, lut_output
+from mxhw.compiler.netlist.absorb import absorb_tables
+from tests.compiler.netlist.gates import (
+    carry_outputs,
+    ccu2c,
+    flip_flop,
+    lut4,
+    lut_output,
+    module,
+    reset_level,
+)
 
 
-def module(cells, outputs=()):
-    return {"ports": {"o": {"direction": "output", "bits": list(outputs)}}, "cells": cells}
+def settle(cells, values):
+    """Levels of all nets: those given, and the outputs of the tables."""
+    values = dict(values)
+    waiting = [cell for cell in cells.values() if cell["type"] == "LUT4"]
+    while waiting:
+        cell = waiting.pop(0)
+        try:
+            values[cell["connections"]["Z"][0]] = lut_output(cell, values)
+        except KeyError:
+            waiting.append(cell)
+    return values
 
 
 def outputs(cells, values, carry):
-    """Sums and carry of the carry cell, behind the tables that are left."""
-    values = dict(values)
-    for cell in cells.values():
-        if cell["type"] == "LUT4":
-            values[cell["connections"]["Z"][0]] = lut_output(cell, values)
-    return carry_outputs(cells["adder"], values, carry)
+    """What the cells behind the tables compute: sums and carry, and the level of a reset."""
+    values = settle(cells, values)
+    result = {}
+    for name, cell in cells.items():
+        if cell["type"] == "CCU2C":
+            result[name] = carry_outputs(cell, values, carry)
+        elif cell["type"] == "TRELLIS_FF":
+            result[name] = reset_level(cell, values)
+    return result
 
 
 def check(cells, saved, nets):
+    """The pass saves so many tables, and nothing else changes; returns the cells that are left."""
     after = module(copy.deepcopy(cells))
     assert absorb_tables(after) == saved
     assert len(after["cells"]) == len(cells) - saved
@@ -29,6 +50,7 @@ def check(cells, saved, nets):
         values = dict(zip(nets, levels, strict=True))
         for carry in (0, 1):
             assert outputs(after["cells"], values, carry) == outputs(cells, values, carry)
+    return after["cells"]
 
 
 @pytest.mark.parametrize("contents", range(16))
@@ -108,34 +130,98 @@ def test_an_output_of_the_design_stays():
     assert absorb_tables(module(cells, outputs=[50])) == 0
 
 
-def test_chains_of_random_gates_keep_their_sums():
+def test_random_gates_before_adders_keep_their_sums():
     chance = random.Random(3)
+    total = 0
     for _ in range(40):
         cells = {
             f"table_{index}": lut4(
-                int(f"{chance.getrandbits(4):04b}" * 4, 2), [*chance.sample(range(4), 2), "0", "1"]
+                int(f"{chance.getrandbits(4):04b}" * 4, 2),
+                # Sometimes behind another table.
+                [*chance.sample([0, 1, 2, 3, *range(60, 60 + index)], 2), "0", "1"],
+                output=60 + index,
             )
             for index in range(4)
         }
-        for index in range(4):
-            cells[f"table_{index}"]["connections"]["Z"] = [60 + index]
-        inputs = [
-            bit
-            for _half in range(2)
-            for bit in (*chance.sample([0, 1, 2, 3, 60, 61, 62, 63], 2), chance.choice("01"), "1")
-        ]
-        cells["adder"] = ccu2c([0x96AA, 0x96AA], inputs)
+        for name in ("adder", "other"):
+            halves = [
+                (*chance.sample([0, 1, 2, 3, 60, 61, 62, 63], 2), chance.choice("01"), "1")
+                for _half in range(2)
+            ]
+            cells[name] = ccu2c([0x96AA, 0x96AA], [bit for half in halves for bit in half])
         after = module(copy.deepcopy(cells))
         saved = absorb_tables(after)
         check(cells, saved, range(4))
+        total += saved
+    assert total > 30
 
 
-def flip_flop(reset, **parameters):
-    return {
-        "type": "TRELLIS_FF",
-        "parameters": {"LSRMUX": "LSR", **parameters},
-        "connections": {"DI": [5], "CLK": [6], "LSR": [reset], "Q": [7]},
+@pytest.mark.parametrize("order", [["first", "second"], ["second", "first"]])
+def test_a_chain_of_tables(order):
+    """An inverter leaves room in the half for the table before it."""
+    tables = {
+        "first": lut4(0x6666, [0, 1, "1", "1"], output=51),
+        "second": lut4(0x5555, [51, "1", "1", "1"]),
     }
+    cells = {name: tables[name] for name in order}
+    cells["adder"] = ccu2c([0x96AA, 0x96AA], [2, 50, "0", "1", 3, 4, "0", "1"])
+    check(cells, 2, range(5))
+
+
+@pytest.mark.parametrize("order", [["first", "second"], ["second", "first"]])
+def test_a_table_whose_reader_was_deleted(order):
+    """One that this ignored fits into its other reader; one that has no other stays."""
+    tables = {
+        "first": lut4(0x6666, [0, 1, "1", "1"], output=51),
+        "second": lut4(0x5555, [5, 51, 52, "1"]),
+        "unread": lut4(0x6666, [0, 1, "1", "1"], output=52),
+    }
+    cells = {name: tables[name] for name in (*order, "unread")}
+    cells["adder"] = ccu2c([0x96AA, 0x96AA], [2, 50, "0", "1", 51, 4, "0", "1"])
+    left = check(cells, 2, range(6))
+    assert set(left) == {"unread", "adder"}
+
+
+def test_operands_that_changed_places_are_found():
+    """Two tables before one half: the first takes the place of the second."""
+    cells = {
+        "first": lut4(0x5555, [0, "1", "1", "1"], output=51),
+        "second": lut4(0x5555, [1, "1", "1", "1"], output=52),
+        "adder": ccu2c([0x96AA, 0x96AA], [51, 52, "0", "1", 3, 4, "0", "1"]),
+    }
+    # What a half has taken in, it does not exchange.
+    left = check(cells, 1, range(5))
+    assert left["adder"]["connections"]["A0"] == [52]
+
+
+def test_readers_of_both_types():
+    inverter = lut4(0x5555, [0, "1", "1", "1"])
+    cells = {
+        "inverter": inverter,
+        "register": flip_flop(50),
+        "adder": ccu2c([0x96AA, 0x96AA], [2, 50, "0", "1", 50, 4, "0", "1"]),
+    }
+    check(cells, 1, range(5))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cells: cells["table"].update(lut4(0x6666, [0, 1, "1", "1"])),
+        lambda cells: cells["adder"]["connections"].update(C0=[9]),
+        lambda cells: cells["register"]["connections"].update(DI=[50]),
+    ],
+)
+def test_one_reader_that_needs_it_keeps_a_table(change):
+    cells = {
+        "table": lut4(0x5555, [0, "1", "1", "1"]),
+        "register": flip_flop(50),
+        "adder": ccu2c([0x96AA, 0x96AA], [2, 50, "0", "1", 3, 4, "0", "1"]),
+    }
+    change(cells)
+    before = copy.deepcopy(cells)
+    assert absorb_tables(module(cells)) == 0
+    assert cells == before
 
 
 def test_flip_flops_invert_their_reset():
@@ -145,7 +231,7 @@ def test_flip_flops_invert_their_reset():
         "second": flip_flop(50),
         "third": flip_flop(2),
     }
-    assert absorb_inverters(module(cells)) == 1
+    assert absorb_tables(module(cells)) == 1
     assert cells == {
         "first": flip_flop(1, LSRMUX="INV"),
         "second": flip_flop(1, LSRMUX="INV"),
@@ -161,11 +247,12 @@ def test_flip_flops_invert_their_reset():
         lambda cells: cells.update(reader=lut4(0x8000, [50, 1, 2, 3])),
         lambda cells: cells["first"]["parameters"].update(LSRMUX="INV"),
         lambda cells: cells["first"]["connections"].update(DI=[50]),
+        lambda cells: cells["inverter"].update(attributes={"keep": "1"}),
     ],
 )
 def test_other_inverters_are_left(change):
     cells = {"inverter": lut4(0x00FF, ["1", "0", 3, 1]), "first": flip_flop(50)}
     change(cells)
     before = copy.deepcopy(cells)
-    assert absorb_inverters(module(cells)) == 0
+    assert absorb_tables(module(cells)) == 0
     assert cells == before

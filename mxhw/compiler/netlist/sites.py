@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mxhw.compiler.netlist.index import Index
+
 __all__ = ["place_engine"]
 
 _MULTIPLIER = "MULT18X18D"
@@ -64,13 +66,14 @@ def place_engine(module: dict[str, Any], device: str) -> int:
     if not device.endswith("85k"):
         return 0
     cells = module["cells"]
-    lanes = _lanes(module)
+    index = Index(module)
+    lanes = _lanes(module, index)
     free = sum(cell["type"] == _MULTIPLIER for cell in cells.values()) - len(lanes)
     sites = _choose_sites(_sites(_MULTIPLIER_ROWS, _MULTIPLIER_SITES), len(lanes), free)
     if not lanes or not sites:
         return 0
     placed = _place_multipliers(lanes, sites)
-    wanted = _block_ram_places(cells, placed)
+    wanted = _block_ram_places(cells, index, placed)
     free = sum(cell["type"] == _BLOCK_RAM for cell in cells.values()) - len(wanted)
     sites = _choose_sites(_sites(_BLOCK_RAM_ROWS, _BLOCK_RAM_SITES), len(wanted), free)
     if sites:
@@ -96,24 +99,17 @@ def _choose_sites(sites: list[_Site], count: int, free: int) -> list[_Site]:
     return sorted(sites, key=lambda site: (site.distance(*_CENTRE), site))[free : free + count]
 
 
-def _lanes(module: dict[str, Any]) -> dict[str, tuple[int, int]]:
+def _lanes(module: dict[str, Any], index: Index) -> dict[str, tuple[int, int]]:
     """Lane and engine row of each of the engine's multipliers."""
-    drivers = {
-        bit: name
-        for name, cell in module["cells"].items()
-        if cell["type"] == _MULTIPLIER
-        for port, bits in cell["connections"].items()
-        if port.startswith("P")
-        for bit in bits
-        if isinstance(bit, int)
-    }
     result: dict[str, tuple[int, int]] = {}
     for net, value in module["netnames"].items():
         match = _PRODUCT.search(net)
-        if match is not None:
-            for bit in value["bits"]:
-                if bit in drivers:
-                    result[drivers[bit]] = (int(match[2]), int(match[1]))
+        if match is None:
+            continue
+        for bit in value["bits"]:
+            name, port = index.drivers.get(bit, ("", ""))
+            if port.startswith("P") and module["cells"][name]["type"] == _MULTIPLIER:
+                result[name] = (int(match[2]), int(match[1]))
     return result
 
 
@@ -138,20 +134,13 @@ def _place_multipliers(lanes: dict[str, tuple[int, int]], sites: list[_Site]) ->
 
 
 def _block_ram_places(
-    cells: dict[str, Any], placed: dict[str, _Site]
+    cells: dict[str, Any], index: Index, placed: dict[str, _Site]
 ) -> dict[str, tuple[float, float]]:
     """Where each block RAM wants to be that feeds the engine: amid the multipliers it reaches."""
-    readers = defaultdict(list)
-    for name, cell in cells.items():
-        directions = cell["port_directions"]
-        for port, bits in cell["connections"].items():
-            if directions[port] != "output":
-                for bit in bits:
-                    readers[bit].append(name)
     wanted = {}
     for name, cell in cells.items():
         if cell["type"] == _BLOCK_RAM:
-            reached = [placed[reader] for reader in _reach(cells, readers, cell) & set(placed)]
+            reached = [placed[reader] for reader in _reach(cells, index, cell) & set(placed)]
             if reached:
                 wanted[name] = (
                     sum(site.x for site in reached) / len(reached),
@@ -160,14 +149,14 @@ def _block_ram_places(
     return wanted
 
 
-def _reach(cells: dict[str, Any], readers: dict[Any, list[str]], start: Any) -> set[str]:
+def _reach(cells: dict[str, Any], index: Index, start: Any) -> set[str]:
     """Multipliers that a cell's outputs reach through lookup tables and one register."""
     found: set[str] = set()
     seen: set[tuple[str, bool]] = set()
     front = [(start, False)]
     while front:
         cell, registered = front.pop()
-        for name in _read_by(cell, readers):
+        for name in _read_by(cell, index):
             kind = cells[name]["type"]
             step = (name, registered or kind == _REGISTER)
             if kind == _MULTIPLIER:
@@ -180,12 +169,13 @@ def _reach(cells: dict[str, Any], readers: dict[Any, list[str]], start: Any) -> 
     return found
 
 
-def _read_by(cell: Any, readers: dict[Any, list[str]]) -> Iterator[str]:
+def _read_by(cell: Any, index: Index) -> Iterator[str]:
     """Cells that read a cell's outputs."""
     for port, bits in cell["connections"].items():
         if cell["port_directions"][port] == "output":
             for bit in bits:
-                yield from readers.get(bit, ())
+                for name, _port in index.readers.get(bit, ()):
+                    yield name
 
 
 def _assign(wanted: dict[str, tuple[float, float]], sites: list[_Site]) -> dict[str, _Site]:

@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from mxhw.compiler._toolresults import read_netlist, top_module
-from mxhw.compiler._unitcells import UnitOf, assign_cells
+from mxhw.compiler.netlist.cells import UnitOf, assign_cells
+from mxhw.compiler.netlist.document import read_netlist, top_module
 
 __all__ = ["Floorplan", "read_floorplan"]
 

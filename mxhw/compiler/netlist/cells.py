@@ -11,6 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from mxhw.compiler.netlist.index import Index
+
 __all__ = ["OTHER", "UnitOf", "assign_cells", "count_by_unit"]
 
 OTHER = "other"
@@ -67,30 +69,20 @@ def assign_cells(module: Mapping[str, Any], unit_of: UnitOf) -> dict[str, str]:
     unit_of : callable
     """
     names = _net_bits(module)
-    units: dict[str, str | None] = {}
-    drivers: dict[int, str] = {}
-    readers: dict[int, list[str]] = defaultdict(list)
-    for name, cell in module["cells"].items():
-        if cell["type"] == "$scopeinfo":
-            continue
-        driven: list[str | None] = []
-        for port, bits in cell["connections"].items():
-            output = cell["port_directions"][port] == "output"
-            for bit in bits:
-                if not isinstance(bit, int):
-                    continue
-                if output:
-                    drivers[bit] = name
-                    driven.append(unit_of(names[bit]) if bit in names else None)
-                else:
-                    readers[bit].append(name)
-        units[name] = unit_of(_path(name)) or _most(driven)
+    index = Index(module)
+    driven: dict[str, list[str | None]] = defaultdict(list)
     sinks: dict[str, set[str]] = defaultdict(set)
     sources: dict[str, set[str]] = defaultdict(set)
-    for bit, driver in drivers.items():
-        for reader in readers[bit]:
+    for bit, (driver, _output) in index.drivers.items():
+        driven[driver].append(unit_of(names[bit]) if bit in names else None)
+        for reader, _input in index.readers.get(bit, ()):
             sinks[driver].add(reader)
             sources[reader].add(driver)
+    units = {
+        name: unit_of(_path(name)) or _most(driven[name])
+        for name, cell in module["cells"].items()
+        if cell["type"] != "$scopeinfo"
+    }
     for neighbours in (sinks, sources):
         for _ in range(_ROUNDS):
             if not _spread(units, neighbours):

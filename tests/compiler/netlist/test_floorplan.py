@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mxhw.compiler._floorplan import Floorplan, read_floorplan
+from mxhw.compiler.netlist.floorplan import Floorplan, read_floorplan
 from mxhw.errors import BuildError
 
 
@@ -17,6 +17,7 @@ def cell(kind, bel, output):
 
 MODULE = {
     "attributes": {"top": "00000000000000000000000000000001"},
+    "ports": {},
     "cells": {
         "a.lut0": cell("TRELLIS_COMB", "X4/Y7/SLICEA.LUT0", 2),
         "a.lut1": cell("TRELLIS_COMB", "X4/Y7/SLICEA.LUT1", 3),

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from mxhw.compiler._macro_placement import place_engine
+from mxhw.compiler.netlist.sites import place_engine
 
 SITE = re.compile(r"X(\d+)/Y(\d+)/(MULT18_[0145]|EBR[0-3])$")
 
@@ -49,7 +49,7 @@ class Netlist:
 
     @property
     def module(self):
-        return {"cells": self.cells, "netnames": self.netnames}
+        return {"ports": {}, "cells": self.cells, "netnames": self.netnames}
 
     def site(self, name):
         match = SITE.match(self.cells[name]["attributes"]["BEL"])

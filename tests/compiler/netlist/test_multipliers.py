@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from mxhw.compiler._multipliers import align_factors
+from mxhw.compiler.netlist.multipliers import align_factors
 
 FACTOR_BITS = 18
 PRODUCT_BITS = 36
@@ -31,8 +31,8 @@ def netlist(a, b, *, signed, product_bits, registers=False):
             "connections": connections,
             "port_directions": directions,
         },
-        "lut": {
-            "type": "LUT4",
+        "reader": {
+            "type": "READER",
             "parameters": {},
             "connections": {"A": product[:product_bits]},
             "port_directions": {"A": "input"},
@@ -86,7 +86,7 @@ def test_product_is_kept(width_a, width_b, signed):
         values = {bit: chance.randrange(2) for bit in {*a, *b} if isinstance(bit, int)}
         expected = evaluate(before, values)
         made = evaluate(after, values)
-        for bit in before["cells"]["lut"]["connections"]["A"]:
+        for bit in before["cells"]["reader"]["connections"]["A"]:
             assert made[bit] == expected[bit]
 
 

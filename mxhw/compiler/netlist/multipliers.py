@@ -8,6 +8,8 @@ zeros, which the device makes without wires, and the product appears that much f
 
 from typing import Any
 
+from mxhw.compiler.netlist.index import Index
+
 __all__ = ["align_factors"]
 
 _FACTOR_BITS = 18
@@ -30,9 +32,12 @@ def align_factors(module: dict[str, Any]) -> int:
     int
         Connections saved.
     """
-    multipliers = [cell for cell in module["cells"].values() if cell["type"] == _CELL]
-    used = _used_bits(module) if multipliers else set()
-    return sum(_align(cell, used) for cell in multipliers if _is_combinational(cell))
+    index = Index(module)
+    return sum(
+        _align(name, cell, index)
+        for name, cell in module["cells"].items()
+        if cell["type"] == _CELL and _is_combinational(cell)
+    )
 
 
 def _is_combinational(cell: dict[str, Any]) -> bool:
@@ -46,40 +51,26 @@ def _is_combinational(cell: dict[str, Any]) -> bool:
     return signs and not registers and not chained
 
 
-def _used_bits(module: dict[str, Any]) -> set[int]:
-    used: set[int] = set()
-    for cell in module["cells"].values():
-        directions = cell["port_directions"]
-        for name, bits in cell["connections"].items():
-            if directions[name] != "output":
-                used.update(bit for bit in bits if isinstance(bit, int))
-    for port in module["ports"].values():
-        used.update(bit for bit in port["bits"] if isinstance(bit, int))
-    return used
-
-
-def _align(cell: dict[str, Any], used: set[int]) -> int:
+def _align(name: str, cell: dict[str, Any], index: Index) -> int:
     connections = cell["connections"]
-    product = [_bit(connections, f"P{index}") for index in range(_PRODUCT_BITS)]
-    highest = max((index for index, bit in enumerate(product) if bit in used), default=0)
+    product = [_bit(connections, f"P{place}") for place in range(_PRODUCT_BITS)]
+    highest = max((place for place, bit in enumerate(product) if index.is_read(bit)), default=0)
     room = _PRODUCT_BITS - 1 - highest
     total = 0
     saved = 0
     for factor in ("A", "B"):
-        bits = [_bit(connections, f"{factor}{index}", "0") for index in range(_FACTOR_BITS)]
+        bits = [_bit(connections, f"{factor}{place}", "0") for place in range(_FACTOR_BITS)]
         signed = connections[f"SIGNED{factor}"] == ["1"]
         shift = min(_FACTOR_BITS - _width(bits, signed=signed), room - total)
         moved = ["0"] * shift + bits[: _FACTOR_BITS - shift]
-        for index, bit in enumerate(moved):
-            connections[f"{factor}{index}"] = [bit]
-            cell["port_directions"][f"{factor}{index}"] = "input"
+        for place, bit in enumerate(moved):
+            index.connect(name, f"{factor}{place}", [bit])
         saved += sum(isinstance(bit, int) for bit in bits)
         saved -= sum(isinstance(bit, int) for bit in moved)
         total += shift
-    for index in range(_PRODUCT_BITS):
-        bit = product[index - total] if index >= total else None
-        connections[f"P{index}"] = [] if bit is None else [bit]
-        cell["port_directions"][f"P{index}"] = "output"
+    for place in range(_PRODUCT_BITS):
+        bit = product[place - total] if place >= total else None
+        index.connect(name, f"P{place}", [] if bit is None else [bit], output=True)
     return saved
 
 

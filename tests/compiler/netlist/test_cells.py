@@ -1,4 +1,4 @@
-from mxhw.compiler._unitcells import OTHER, assign_cells, count_by_unit
+from mxhw.compiler.netlist.cells import OTHER, assign_cells, count_by_unit
 
 
 def unit_of(path):
@@ -14,6 +14,7 @@ def cell(kind, inputs, outputs):
 
 
 MODULE = {
+    "ports": {},
     "cells": {
         "$scope": {"type": "$scopeinfo", "port_directions": {}, "connections": {}},
         "design.ram.0": cell("RAM", [2], [3]),
