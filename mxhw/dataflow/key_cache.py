@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """Key cache: a weight memory that grows by a row a token; and the memory of both caches."""
 
 import dataclasses
@@ -321,11 +322,11 @@ class KeyCache(wiring.Component):
         bits = format.element.bits
         # Every row of a column is offered the same element; the enables choose the row.
         elements = [[column % lanes * bits] * rows for column in range(format.block_size)]
-        self._memory = {
-            "depth": layers * kv_heads * self.words_per_head,
-            "widths": [bits] * format.block_size + [SCALE_BITS],
-            "offsets": [*elements, [lanes * bits] * rows],
-        }
+        self._store = ColumnMemory(
+            depth=layers * kv_heads * self.words_per_head,
+            widths=[bits] * format.block_size + [SCALE_BITS],
+            offsets=[*elements, [lanes * bits] * rows],
+        )
         command = CacheCommand(layers=layers, kv_heads=kv_heads, context=context, parts=parts)
         super().__init__(
             {
@@ -358,7 +359,7 @@ class KeyCache(wiring.Component):
     @property
     def depth(self) -> int:
         """Words of the memory."""
-        return self._memory["depth"]
+        return self._store.depth
 
     @property
     def latency(self) -> int:
@@ -381,12 +382,11 @@ class KeyCache(wiring.Component):
 
     def cost(self) -> dict[str, int]:
         """DSP slices, bits of distributed memory and ECP5 block RAMs."""
-        memory = self._memory
-        return column_cost(depth=memory["depth"], rows=self._rows, widths=memory["widths"])
+        return self._store.cost()
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.store = store = ColumnMemory(**self._memory)
+        m.submodules.store = store = self._store
         size = self._format.block_size
         steps = size // self._lanes
         command = self.i_command.payload

@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """Value cache: transposed codes, read as weight words, and the scales that softmax folds in."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal
@@ -10,7 +11,6 @@ from mxhw.dataflow.key_cache import (
     CacheCommand,
     ColumnMemory,
     check_cache,
-    column_cost,
     index_shape,
 )
 from mxhw.formats import SCALE_BIAS, SCALE_BITS, BlockFormat
@@ -133,16 +133,16 @@ class ValueCache(wiring.Component):
         self._blocks = context // size
         bits = format.element.bits
         # Every column is offered the same elements; the enables choose the position.
-        self._codes = {
-            "depth": layers * kv_heads * self._groups * self._blocks,
-            "widths": [bits] * size,
-            "offsets": [[row % lanes * bits for row in range(rows)]] * size,
-        }
-        self._scales = {
-            "depth": layers * kv_heads * self._head_blocks * context // lanes,
-            "widths": [SCALE_BITS],
-            "offsets": [[0] * lanes],
-        }
+        self._codes = ColumnMemory(
+            depth=layers * kv_heads * self._groups * self._blocks,
+            widths=[bits] * size,
+            offsets=[[row % lanes * bits for row in range(rows)]] * size,
+        )
+        self._scales = ColumnMemory(
+            depth=layers * kv_heads * self._head_blocks * context // lanes,
+            widths=[SCALE_BITS],
+            offsets=[[0] * lanes],
+        )
         command = CacheCommand(layers=layers, kv_heads=kv_heads, context=context, parts=parts)
         super().__init__(
             {
@@ -176,7 +176,7 @@ class ValueCache(wiring.Component):
     @property
     def depth(self) -> int:
         """Words of the memory."""
-        return self._codes["depth"]
+        return self._codes.depth
 
     @property
     def latency(self) -> int:
@@ -208,15 +208,12 @@ class ValueCache(wiring.Component):
 
     def cost(self) -> dict[str, int]:
         """DSP slices, bits of distributed memory and ECP5 block RAMs."""
-        parts = [
-            column_cost(depth=part["depth"], rows=len(part["offsets"][0]), widths=part["widths"])
-            for part in (self._codes, self._scales)
-        ]
-        return {name: sum(part[name] for part in parts) for name in parts[0]}
+        codes, scales = self._codes.cost(), self._scales.cost()
+        return {name: codes[name] + scales[name] for name in codes}
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.codes = codes = ColumnMemory(**self._codes)
+        m.submodules.codes = codes = self._codes
         size = self._format.block_size
         command = self.i_command.payload
         position = Signal(ceil_log2(self._context))
@@ -331,7 +328,7 @@ class ValueCache(wiring.Component):
 
         The reader gets a job with ``end``, where there is ``room``.
         """
-        m.submodules.scales = scales = ColumnMemory(**self._scales)
+        m.submodules.scales = scales = self._scales
         per_head = self._context // self._lanes
         beat_bits = ceil_log2(self._lanes)
         job = data.StructLayout({"start": index_shape(scales.depth), "left": index_shape(per_head)})
