@@ -107,9 +107,9 @@ def _lanes(module: dict[str, Any], index: Index) -> dict[str, tuple[int, int]]:
         if match is None:
             continue
         for bit in value["bits"]:
-            name, port = index.drivers.get(bit, ("", ""))
-            if port.startswith("P") and module["cells"][name]["type"] == _MULTIPLIER:
-                result[name] = (int(match[2]), int(match[1]))
+            driver = index.drivers.get(bit)
+            if driver is not None and module["cells"][driver[0]]["type"] == _MULTIPLIER:
+                result[driver[0]] = (int(match[2]), int(match[1]))
     return result
 
 

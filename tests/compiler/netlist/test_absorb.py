@@ -182,6 +182,24 @@ def test_a_table_whose_reader_was_deleted(order):
     assert set(left) == {"unread", "adder"}
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        lut4(0x6666, [0, 1, "1", "1"], output=7) | {"attributes": {"keep": "1"}},
+        flip_flop(0),
+    ],
+    ids=["a table to keep", "a register"],
+)
+def test_what_drives_an_absorbed_table_stays(source):
+    cells = {
+        "source": source,
+        "table": lut4(0x5555, [7, "1", "1", "1"]),
+        "adder": ccu2c([0x96AA, 0x96AA], [2, 50, "0", "1", 3, 4, "0", "1"]),
+    }
+    left = check(cells, 1, [0, 1, 2, 3, 4, 7])
+    assert left["source"] == source
+
+
 def test_operands_that_changed_places_are_found():
     """Two tables before one half: the first takes the place of the second."""
     cells = {

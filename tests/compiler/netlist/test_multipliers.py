@@ -98,6 +98,15 @@ def test_bits_that_are_read_stay():
     assert module == before
 
 
+def test_bits_at_a_port_of_the_module_stay():
+    a, b = factor(8, signed=True, first=0), factor(8, signed=True, first=100)
+    module = netlist(a, b, signed=True, product_bits=16)
+    module["ports"] = {"sign": {"direction": "output", "bits": [1000 + PRODUCT_BITS - 1]}}
+    before = copy.deepcopy(module)
+    assert align_factors(module) == 0
+    assert module == before
+
+
 def test_one_bit_less_room_than_wanted():
     a, b = factor(8, signed=True, first=0), factor(8, signed=True, first=100)
     before = netlist(a, b, signed=True, product_bits=17)
