@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,10 @@ EXPORTED = [
 @pytest.mark.parametrize("changes", EXPORTED)
 def test_huggingface(tmp_path, changes):
     model = model_of(changes)
-    found, tokenizer, config = load_path(files.write_huggingface(tmp_path / "model", model))
+    folder = files.write_huggingface(tmp_path / "model", model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, tokenizer, config = load_path(folder)
     assert config == model.config
     assert_same(found, model)
     assert tokenizer.eos == 2

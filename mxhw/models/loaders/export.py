@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -143,7 +144,9 @@ def export_names(path: Path, settings: Mapping[str, Any], config: LlamaConfig) -
         made = kind(**plain, attn_implementation="mxhw")
         with torch.device("meta"):
             model = getattr(library, f"{prefix}ForCausalLM")(made).eval()
-        with _opaque(modeling, prefix):
+        with _opaque(modeling, prefix), warnings.catch_warnings():
+            # The libraries warn of what they use of each other: nothing that a user can change.
+            warnings.simplefilter("ignore")
             ids = torch.zeros(1, _TOKENS, dtype=torch.int64, device="meta")
             exported = torch.export.export(_Logits(model), (ids,)).run_decompositions({})
         rotary = getattr(modeling, f"{prefix}RotaryEmbedding")(made)
