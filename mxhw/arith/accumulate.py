@@ -1,31 +1,25 @@
 """Sums of terms with different exponents, aligned to the running maximum exponent."""
 
-import functools
-import operator
-
-from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
 from mxhw.arith.pipeline import OutputQueue, delay, delay_value, negate_if, register, wire
 from mxhw.arith.shapes import EXPONENT_BITS
+from mxhw.arith.shift import limit_shift, select_shift, shift_left, shift_right
 
 __all__ = [
     "Accumulator",
     "AlignedSum",
     "accumulator_bits",
     "check_accumulator",
-    "limit_shift",
-    "shift_right",
     "sum_reach",
 ]
 
 _MAX_ALIGN_BITS = 4
 _ONE_HOT_ALIGN_BITS = 3
 """From so many on, the sum's shift has few enough distances for one choice among all."""
-_FEW_PLACES = 2
-"""Distances, other than those that leave the sign, for which a choice of four suffices."""
 
 
 def accumulator_bits(
@@ -134,7 +128,7 @@ class AlignedSum(Elaboratable):
         # Third and fourth cycle: the term's shift.
         term = Signal(signed(term_width))
         fine = delay_value(m, self.i_exponent[:align], 2, "fine")
-        m.d.comb += term.eq(_shift_left(m, self.i_product, fine) << self._guard_bits)
+        m.d.comb += term.eq(shift_left(m, self.i_product, fine) << self._guard_bits)
         split = len(term_shift) if align else len(term_shift) // 2
         high = range(len(term_shift) - 1, split - 1, -1)
         term = register(m, shift_right(m, term, term_shift, high, unit), "term_3")
@@ -148,7 +142,7 @@ class AlignedSum(Elaboratable):
             moved = shift_right(m, total, sum_shift, range(len(sum_shift) - 1, -1, -1), unit)
             moved = Mux(first, 0, moved)
         else:
-            moved = _select_shift(m, total, sum_early, first_early, unit)
+            moved = select_shift(m, total, sum_early, first_early, unit)
         with m.If(delay(m, self.i_valid, 4, "valid")):
             m.d.sync += total.eq(moved + term)
         m.d.comb += [
@@ -328,55 +322,3 @@ def _check_integer(name: str, value: int, least: int) -> None:
         raise TypeError(f"{name} of an accumulator must be an integer, not {value!r}")
     if value < least:
         raise ValueError(f"{name} of an accumulator must be at least {least}, not {value}")
-
-
-def limit_shift(m: Module, value: Value, enable: Value, bits: int, name: str) -> Value:
-    """A value that counts only while ``enable`` is high (and then is not negative), clamped."""
-    value = wire(m, value, f"{name}_distance")
-    high = value[bits:-1].any()
-    return (value[:bits] | high.replicate(bits)) & enable.replicate(bits)
-
-
-def shift_right(m: Module, value: Value, amount: Value, steps: range, unit: int = 1) -> Value:
-    """Arithmetic right shift by some bits of the amount, which counts units."""
-    for step in steps:
-        value = wire(m, Mux(amount[step], value >> (unit << step), value), f"shift_{step}")
-    return value
-
-
-def _select_shift(m: Module, value: Signal, amount: Value, clear: Value, unit: int) -> Value:
-    """Arithmetic right shift by an amount that comes a cycle before the value, or 0.
-
-    Amounts are decoded before, so that each bit is a flat choice and not a chain of them.
-    """
-    width = len(value)
-    places = -(-width // unit)
-    chosen = [
-        register(m, (amount == place) & ~clear, f"chosen_{place}")
-        for place in range(min(places, 1 << len(amount)))
-    ]
-    beyond = [
-        register(m, (amount >= place) & ~clear, f"beyond_{place}") for place in range(1, places + 1)
-    ]
-    # Where the value, the value a unit higher, its sign and 0 are the choices, two bits decide.
-    few = register(m, Cat(amount.any() & ~clear, (amount != 1) & ~clear), "few")
-    bits = []
-    for index in range(width):
-        places = -(-(width - index) // unit)
-        if places == _FEW_PLACES:
-            moved = Mux(few[1], value[-1], value[index + unit])
-            bits.append(Mux(few[0], moved, few[1] & value[index]))
-            continue
-        parts = [
-            value[index + place * unit] & choice for place, choice in enumerate(chosen[:places])
-        ]
-        parts.append(value[-1] & beyond[places - 1])
-        bits.append(functools.reduce(operator.or_, parts))
-    return Cat(bits).as_signed()
-
-
-def _shift_left(m: Module, value: Value, amount: Value) -> Value:
-    """Left shift of a signed value, without loss."""
-    for step in range(len(amount)):
-        value = wire(m, Mux(amount[step], value << (1 << step), value), f"shift_left_{step}")
-    return value

@@ -9,12 +9,12 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
-from mxhw.arith.accumulate import limit_shift, shift_right
 from mxhw.arith.decode import check_decodable, decode
 from mxhw.arith.multiply import DspMultiplier
 from mxhw.arith.pipeline import delay, delay_value, register, wire
 from mxhw.arith.quantize import Quantizer
 from mxhw.arith.shapes import EXPONENT_BITS, BlockBeat
+from mxhw.arith.shift import limit_shift, shift_right
 from mxhw.formats import SCALE_BIAS, BlockFormat
 
 __all__ = ["ElementwiseAdd", "ElementwiseMultiply", "Requantizer"]

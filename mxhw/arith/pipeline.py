@@ -132,20 +132,19 @@ class OutputQueue(wiring.Component):
             write.en.eq(self.i.valid),
             self.o.payload.eq(read.data),
         ]
-        laps = []
         for pointer, step in ((write.addr, self.i.valid), (read.addr, pop)):
             position = Signal.like(pointer)
-            lap = Signal()
             m.d.comb += pointer.eq(position)
             with m.If(step):
                 m.d.sync += position.eq(successor(position, self._depth))
-                with m.If(position == self._depth - 1):
-                    m.d.sync += lap.eq(~lap)
-            laps.append(Cat(position, lap))
-        # The counter holds one less than the count, so that the sign bit says "none".
-        places = Signal(signed(bits_for(self._depth - 1) + 1), init=self._depth - 1)
+        # Counters hold one less than the count, so that the sign bit says "none".
+        places, filled = (
+            Signal(signed(bits_for(self._depth - 1) + 1), init=init, name=name)
+            for name, init in (("places", self._depth - 1), ("filled", -1))
+        )
         count(m, places, up=pop, down=self.reserve)
-        m.d.comb += [self.free.eq(~places[-1]), self.o.valid.eq(laps[0] != laps[1])]
+        count(m, filled, up=self.i.valid, down=pop)
+        m.d.comb += [self.free.eq(~places[-1]), self.o.valid.eq(~filled[-1])]
         return m
 
 
