@@ -11,28 +11,27 @@ MAX_SIGNIFICAND_BITS = 18
 """Widest significand that fits one multiplier of the usual devices."""
 
 
-def check_decodable(format: BlockFormat) -> BlockFormat:
-    """Return the format if :func:`decode` can serve it.
+def check_decodable(format: BlockFormat, max_bits: int = MAX_SIGNIFICAND_BITS) -> BlockFormat:
+    """Return the format if its significands have at most so many bits.
 
     Raises
     ------
     TypeError
         If it is no block format.
     ValueError
-        If its significands have more than 18 bits (E4M3, E5M2, MXINT above 18).
+        If its significands have more: than 18 are those of E4M3, E5M2 and MXINT above 18.
     """
     if not isinstance(format, BlockFormat):
         raise TypeError(f"Format to decode must be a BlockFormat, not {format!r}")
     bits = format.element.significand_bits
-    if bits > MAX_SIGNIFICAND_BITS:
+    if bits > max_bits:
         raise ValueError(
-            f"Significands must have at most {MAX_SIGNIFICAND_BITS} bits, not {bits} "
-            f"(format {format.name})"
+            f"Significands must have at most {max_bits} bits, not {bits} (format {format.name})"
         )
     return format
 
 
-def decode(format: BlockFormat, code: Value) -> Value:
+def decode(format: BlockFormat, code: Value, max_bits: int = MAX_SIGNIFICAND_BITS) -> Value:
     """Signed significand of a code, as :meth:`mxhw.formats.ElementFormat.decode_table` has it.
 
     The logic is combinational: none for integers, a short shift and a negation for floats.
@@ -42,7 +41,7 @@ def decode(format: BlockFormat, code: Value) -> Value:
     TypeError, ValueError
         As :func:`check_decodable`.
     """
-    element = check_decodable(format).element
+    element = check_decodable(format, max_bits).element
     code = Value.cast(code)
     if element.is_integer:
         return code.as_signed()

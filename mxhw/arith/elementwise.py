@@ -12,7 +12,7 @@ from amaranth.utils import bits_for
 from mxhw.arith.decode import check_decodable, decode
 from mxhw.arith.multiply import DspMultiplier
 from mxhw.arith.pipeline import delay, delay_value, register, wire
-from mxhw.arith.quantize import Quantizer
+from mxhw.arith.quantize import MAX_MANTISSA_BITS, Quantizer
 from mxhw.arith.shapes import EXPONENT_BITS, BlockBeat
 from mxhw.arith.shift import limit_shift, shift_right
 from mxhw.formats import SCALE_BIAS, BlockFormat
@@ -123,7 +123,12 @@ class _Elementwise(wiring.Component):
         single = len(self._operands) == self._choices == 1
         beat = self.i.payload if single else self.i.payload[name]
         significands: list[Value] = [
-            register(m, decode(format, beat.elements[lane]), f"{name}_{lane}", advance)
+            register(
+                m,
+                decode(format, beat.elements[lane], MAX_MANTISSA_BITS),
+                f"{name}_{lane}",
+                advance,
+            )
             for lane in range(self._lanes)
         ]
         unit = SCALE_BIAS + format.element.fraction_bits
@@ -141,7 +146,7 @@ class Requantizer(_Elementwise):
     Parameters
     ----------
     x_format : BlockFormat
-        Format of the input, significands of at most 18 bits.
+        Format of the input.
     format : BlockFormat
         Format of the output.
     lanes : int
@@ -165,7 +170,7 @@ class Requantizer(_Elementwise):
     _stages = 1
 
     def __init__(self, *, x_format: BlockFormat, format: BlockFormat, lanes: int):
-        bits = check_decodable(x_format).element.significand_bits
+        bits = check_decodable(x_format, MAX_MANTISSA_BITS).element.significand_bits
         super().__init__({"x": x_format}, format, lanes, bits)
 
     def _compute(self, m: Module, advance: Value) -> tuple[list[Value], Value]:
@@ -244,7 +249,7 @@ class ElementwiseAdd(_Elementwise):
     Parameters
     ----------
     x_format, y_format : BlockFormat
-        Formats of one block size, significands of at most 18 bits.
+        Formats of one block size.
     format : BlockFormat or sequence of BlockFormat
         Format of the output; several as :class:`Quantizer` takes them.
     lanes : int
@@ -276,7 +281,9 @@ class ElementwiseAdd(_Elementwise):
         format: BlockFormat | Sequence[BlockFormat],
         lanes: int,
     ):
-        bits = max(check_decodable(f).element.significand_bits for f in (x_format, y_format))
+        limit = MAX_MANTISSA_BITS - _GUARD_BITS - 1
+        checked = (check_decodable(operand, limit) for operand in (x_format, y_format))
+        bits = max(operand.element.significand_bits for operand in checked)
         super().__init__({"x": x_format, "y": y_format}, format, lanes, bits + _GUARD_BITS + 1)
 
     def _compute(self, m: Module, advance: Value) -> tuple[list[Value], Value]:

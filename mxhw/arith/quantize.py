@@ -23,13 +23,14 @@ from mxhw.arith.quantize_any import DRAIN_CYCLES, FIND_CYCLES, AnyElements, is_p
 from mxhw.arith.shapes import EXPONENT_BITS, BlockBeat, SharedBeat, WideBeat
 from mxhw.formats import SCALE_BIAS, SCALE_BITS, BlockFormat
 
-__all__ = ["Quantizer"]
+__all__ = ["MAX_MANTISSA_BITS", "Quantizer"]
 
 _ROWS = 16
 """Rows of a cell of distributed memory."""
 _SPARE_BEATS = 8
 """Beats that may arrive while a block's scale is found."""
-_MAX_MANTISSA_BITS = 48
+MAX_MANTISSA_BITS = 48
+"""Widest mantissa that a quantiser takes."""
 _SIGN = 1 << (SCALE_BITS - 1)
 _COARSE_STEP = 4
 """Smallest step of the first of the two shift stages."""
@@ -95,9 +96,9 @@ class Quantizer(wiring.Component):
     ):
         if not isinstance(mantissa_bits, int):
             raise TypeError(f"Mantissa width must be an integer, not {mantissa_bits!r}")
-        if not 2 <= mantissa_bits <= _MAX_MANTISSA_BITS:
+        if not 2 <= mantissa_bits <= MAX_MANTISSA_BITS:
             raise ValueError(
-                f"Mantissa width must be between 2 and {_MAX_MANTISSA_BITS}, not {mantissa_bits}"
+                f"Mantissa width must be between 2 and {MAX_MANTISSA_BITS}, not {mantissa_bits}"
             )
         self._formats = _check_formats(formats)
         self._mantissa_bits = mantissa_bits

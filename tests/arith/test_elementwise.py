@@ -46,6 +46,9 @@ def beats(tensor, lanes):
         ("mxfp6_e3m2_b8", "mxint5_b16"),
         ("mxint8_b16", "mxfp4_b8"),
         ("mxfp6_e2m3_b8", "mxfp8_e4m3_b16_rceil"),
+        ("mxfp8_e4m3_b8", "mxint8_b8"),
+        ("mxfp8_e5m2_b8", "mxfp8_e4m3_b16"),
+        ("mxint24_b8", "mxint8_b8"),
     ],
 )
 def test_requantizer(source, target, lanes):
@@ -69,6 +72,15 @@ def test_requantizer(source, target, lanes):
 )
 @pytest.mark.parametrize("operation", ["add", "multiply"])
 def test_sums_and_products(operation, x_name, y_name, target, lanes):
+    check_operation(operation, x_name, y_name, target, lanes)
+
+
+@pytest.mark.parametrize("names", [("mxfp8_e4m3_b8", "mxint8_b8"), ("mxfp8_e5m2_b8",) * 2])
+def test_sums_of_wide_significands(names):
+    check_operation("add", *names, "mxfp8_e4m3_b8", 4)
+
+
+def check_operation(operation, x_name, y_name, target, lanes):
     formats = {"x_format": parse_format(x_name), "y_format": parse_format(y_name)}
     format = parse_format(target)
     x, y = vectors(formats["x_format"], 16, 2), vectors(formats["y_format"], 16, 3)
@@ -114,7 +126,9 @@ def test_errors():
     with pytest.raises(ValueError, match="^Operands must have one block size, not 8 and 16$"):
         ElementwiseAdd(x_format=small, y_format=large, format=small, lanes=4)
     with pytest.raises(ValueError, match="^Significands must have at most 18 bits, not 19"):
-        Requantizer(x_format=parse_format("mxfp8_b8"), format=small, lanes=4)
+        ElementwiseMultiply(
+            x_format=parse_format("mxfp8_b8"), y_format=small, format=small, lanes=4
+        )
     with pytest.raises(ValueError, match=r"^Lanes of a beat must divide the block size \(8\), not"):
         Requantizer(x_format=small, format=small, lanes=3)
     with pytest.raises(TypeError, match="^Format to decode must be a BlockFormat, not 'mxint8'$"):
