@@ -7,6 +7,15 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
+from mxhw.arith.exponents import (
+    add_carry,
+    clamp_amount,
+    clamp_scale,
+    is_low,
+    is_negative_power,
+    magnitude_bits,
+    ones_complement,
+)
 from mxhw.arith.pipeline import (
     OutputQueue,
     RingStorage,
@@ -244,13 +253,13 @@ class Quantizer(wiring.Component):
         scales, overflows = [], []
         for lane in range(self._lanes):
             mantissa = beat.mantissas[lane]
-            index, some = bit_index(m, _ones_complement(mantissa), f"highest_{lane}")
+            index, some = bit_index(m, ones_complement(mantissa), f"highest_{lane}")
             top_index = register(m, index, f"index_{lane}")
-            carry = register(m, some & _is_negative_power(mantissa), f"carry_{lane}")
+            carry = register(m, some & is_negative_power(mantissa), f"carry_{lane}")
             zero = register(m, ~some & ~mantissa[-1], f"zero_{lane}")
             exponent = register(m, beat.exponents[lane], f"exponent_{lane}")
-            top = wire(m, _add_carry(exponent, top_index, carry), f"highest_{lane}")
-            scale, high = _clamp_scale(top, zero)
+            top = wire(m, add_carry(exponent, top_index, carry), f"highest_{lane}")
+            scale, high = clamp_scale(top, zero)
             # With the sign turned round the order is that of unsigned values.
             scales.append(register(m, scale.as_unsigned() ^ _SIGN, f"scale_{lane}"))
             overflows.append(register(m, high, f"overflow_{lane}"))
@@ -263,7 +272,7 @@ class Quantizer(wiring.Component):
         for lane in range(self._lanes):
             exponent = beat.exponent if self._shared_exponent else beat.exponents[lane]
             top, zero = self._any.find(m, lane, beat.mantissas[lane], exponent, stored)
-            scale, _high = _clamp_scale(top, zero)
+            scale, _high = clamp_scale(top, zero)
             scales.append(register(m, scale.as_unsigned() ^ _SIGN, f"scale_{lane}"))
         self._find_largest(m, scales, accept, first, last, select, blocks, FIND_CYCLES)
 
@@ -301,7 +310,7 @@ class Quantizer(wiring.Component):
         union = Signal(self._mantissa_bits, reset_less=True)
         bits = Const(0, self._mantissa_bits)
         for lane in range(self._lanes):
-            bits = bits | _magnitude_bits(beat.mantissas[lane])
+            bits = bits | magnitude_bits(beat.mantissas[lane])
         if self._beats > 1:
             bits = bits | Mux(first, 0, union)
         with m.If(accept):
@@ -317,12 +326,12 @@ class Quantizer(wiring.Component):
         offset = wire(m, self._offset(select) + 1, "offset")
         plain = register(m, offset, "offset_2")
         limit = wire(m, offset + Mux(exponent[-1], -SCALE_BIAS, SCALE_BIAS), "limit")
-        clamped = _clamp_amount(m, limit - exponent, self._amount_bits)
+        clamped = clamp_amount(m, limit - exponent, self._amount_bits)
         clamped = register(m, clamped, "clamped")
         select = register(m, select, "select_2")
         top = wire(m, register(m, exponent, "exponent_2") + index, "highest")
-        scale, high = _clamp_scale(top, zero)
-        amount = Mux(_is_low(top) | high, clamped, index + plain)
+        scale, high = clamp_scale(top, zero)
+        amount = Mux(is_low(top) | high, clamped, index + plain)
         m.d.comb += [
             blocks.i.valid.eq(done),
             blocks.i.payload.exponent.eq(scale),
@@ -353,7 +362,7 @@ class Quantizer(wiring.Component):
             )
             values, amounts, overflows = [], [], []
             for lane in range(self._lanes):
-                amount = _clamp_amount(m, block.base - exponents[lane], self._amount_bits)
+                amount = clamp_amount(m, block.base - exponents[lane], self._amount_bits)
                 overflow = stored.read("overflow")[lane]
                 values.append(register(m, mantissas[lane], f"value_{lane}", advance))
                 amounts.append(register(m, amount, f"amount_{lane}", advance))
@@ -496,52 +505,3 @@ def _beat_counter(m: Module, step: Value, beats: int, name: str) -> tuple[Value,
     with m.If(step):
         m.d.sync += index.eq(increment(index))
     return index == 0, index == beats - 1
-
-
-def _ones_complement(value: Value) -> Value:
-    """Bits of ``value``, or of ``-value - 1`` if it is negative, without the sign."""
-    width = len(value) - 1
-    return value[:width] ^ value[-1].replicate(width)
-
-
-def _is_negative_power(value: Value) -> Value:
-    """Whether ``value`` is -1, -2, -4...: ones, then only zeros, from the sign down."""
-    rises = value[:-1] & ~value[1:]
-    return value[-1] & ~rises.any()
-
-
-def _magnitude_bits(value: Value) -> Value:
-    """A word whose highest set bit is that of ``|value|``."""
-    width = len(value)
-    power = _is_negative_power(value)
-    fall = value & ~Cat(Const(0, 1), value[:-1])
-    return Cat(_ones_complement(value), Const(0, 1)) | (fall & power.replicate(width))
-
-
-def _add_carry(left: Value, right: Value, carry: Value) -> Value:
-    """``left + right + carry`` in one carry chain; ``left`` is signed, ``right`` is not."""
-    total = Cat(carry, left).as_signed() + Cat(carry, right)
-    return total[1:].as_signed()
-
-
-def _is_low(value: Value) -> Value:
-    """Whether a signed exponent is below -127."""
-    rest = value[SCALE_BITS - 1 :]
-    return value[-1] & (~rest.all() | ~value[: SCALE_BITS - 1].any())
-
-
-def _clamp_scale(value: Value, zero: Value) -> tuple[Value, Value]:
-    """A signed exponent limited to -127 to 127 (the least for zero), and whether it was higher."""
-    low = zero | _is_low(value)
-    high = ~value[-1] & value[SCALE_BITS - 1 :].any() & ~zero
-    body = (value[1 : SCALE_BITS - 1] | high.replicate(SCALE_BITS - 2)) & ~low.replicate(
-        SCALE_BITS - 2
-    )
-    return Cat(value[0] | high | low, body, low | (value[-1] & ~high)).as_signed(), high
-
-
-def _clamp_amount(m: Module, value: Value, bits: int) -> Value:
-    """A signed value limited to an unsigned range of ``bits`` bits."""
-    value = wire(m, value, "amount")
-    high = value[bits:-1].any()
-    return (value[:bits] | high.replicate(bits)) & (~value[-1]).replicate(bits)
