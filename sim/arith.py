@@ -23,6 +23,7 @@ from mxhw.arith.fixed_dot import FixedDotProduct
 from mxhw.arith.multiply import DspMultiplier, LutMultiplier, Multiplier, PackedPairMultiplier
 from mxhw.arith.quantize import Quantizer
 from mxhw.arith.systolic import SystolicArray
+from mxhw.dataflow.engine import MatrixEngine
 from mxhw.formats import FixedFormat, parse_format
 
 BASELINE = Path(__file__).with_name("arith_baseline.json")
@@ -83,6 +84,17 @@ def _quantizer(mantissa_bits: int, lanes: int, shared: bool, *formats: str) -> Q
     )
 
 
+def _engine_row(stages: int) -> Unit:
+    format = parse_format("mxint8")
+    return Unit(
+        lambda: MatrixEngine(
+            x_format=format, w_format=format, rows=1, multiplier=DspMultiplier(stages)
+        ),
+        160.0,
+        LANES,
+    )
+
+
 def _in_tables(name: str) -> Unit:
     return Unit(lambda: _dot(name, name, LutMultiplier()), 140.0, LANES)
 
@@ -129,6 +141,9 @@ UNITS: dict[str, Unit] = {
         140.0,
         4 * LANES,
     ),
+    "engine row mxint8, 1 stage": _engine_row(1),
+    "engine row mxint8, 2 stages": _engine_row(2),
+    "engine row mxint8, 3 stages": _engine_row(3),
     "accumulator 21 bits": Unit(lambda: Accumulator(product_bits=21, max_terms=TERMS)),
     "accumulator 21 bits, aligned by 8": Unit(
         lambda: Accumulator(product_bits=21, max_terms=TERMS, align_bits=3)
