@@ -47,7 +47,8 @@ device: a register, a combinational dot product of a block, a register; no sum a
 class Unit:
     """A row of the table: a unit, the clock to aim for, and its products a cycle (or none).
 
-    With ``absorb`` inverters before its adders become part of them, as far as the cells allow.
+    With ``absorb`` tables before its adders become part of them, as far as the cells allow and as
+    in builds (:mod:`mxhw.compiler.netlist`).
     """
 
     make: Callable[[], Elaboratable]
@@ -100,23 +101,27 @@ def _in_tables(name: str) -> Unit:
 
 
 UNITS: dict[str, Unit] = {
-    "dot mxint8": Unit(lambda: _dot("mxint8", "mxint8"), 140.0, LANES, "mxint8"),
+    "dot mxint8": Unit(lambda: _dot("mxint8", "mxint8"), 140.0, LANES, "mxint8", absorb=True),
     "dot mxfp4": Unit(
         lambda: _dot("mxfp4", "mxfp4", guard_bits=4), 260.0, LANES, "mxfp4", absorb=True
     ),
     "dot mxfp6_e2m3": Unit(
-        lambda: _dot("mxfp6", "mxfp6", DspMultiplier(2)), 150.0, LANES, "mxfp6_e2m3"
+        lambda: _dot("mxfp6", "mxfp6", DspMultiplier(2)), 150.0, LANES, "mxfp6_e2m3", absorb=True
     ),
     "dot mxfp6_e3m2": Unit(
-        lambda: _dot("mxfp6_e3m2", "mxfp6_e3m2", DspMultiplier(2)), 150.0, LANES, "mxfp6_e3m2"
+        lambda: _dot("mxfp6_e3m2", "mxfp6_e3m2", DspMultiplier(2)),
+        150.0,
+        LANES,
+        "mxfp6_e3m2",
+        absorb=True,
     ),
     "dot mxfp8_e4m3": Unit(
         lambda: _dot("mxfp8", "mxfp8", DspMultiplier(3)), 130.0, LANES, "mxfp8_e4m3"
     ),
     "dot mxint8 x mxint4, pairs": Unit(
-        lambda: _dot("mxint8", "mxint4", PackedPairMultiplier(2)), 140.0, LANES
+        lambda: _dot("mxint8", "mxint4", PackedPairMultiplier(2)), 140.0, LANES, absorb=True
     ),
-    "dot mxint8 x mxfp4": Unit(lambda: _dot("mxint8", "mxfp4"), 140.0, LANES),
+    "dot mxint8 x mxfp4": Unit(lambda: _dot("mxint8", "mxfp4"), 140.0, LANES, absorb=True),
     "dot int8 (fixed point)": Unit(lambda: _fixed(8), 140.0, LANES),
     "in tables: dot mxint8": _in_tables("mxint8"),
     "in tables: dot mxint7": _in_tables("mxint7"),
