@@ -231,7 +231,9 @@ def _run_step(
         try:
             result = step.run(context, staging)
             context.results[step.name] = result
-            (staging / step.result).write_text(report.to_json(result), "utf-8")
+            # A file of the step's own must not have this name.
+            with (staging / step.result).open("x", encoding="utf-8") as file:
+                file.write(report.to_json(result))
             elapsed = time.monotonic() - start
             record = StepRecord(key, elapsed, report.peak_memory_mb(), {})
             record = folder.commit(step.name, record, staging)

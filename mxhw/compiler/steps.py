@@ -150,10 +150,7 @@ def golden(context: Context, out: Path) -> dict[str, Any]:
 
 
 def errors(context: Context, out: Path) -> dict[str, Any]:
-    """How far every node of the golden model is from float, over a text of its own.
-
-    Files: ``errors.json``.
-    """
+    """How far every node of the golden model is from float, over a text of its own."""
     from mxhw.compiler.float_reading import measure_node_errors
 
     text = _read_script(context).sequences()[0][:REPORT_CONTEXT]
@@ -162,16 +159,9 @@ def errors(context: Context, out: Path) -> dict[str, Any]:
         text,
         lambda done, total: context.progress.update("error of every node, tokens", done, total),
     )
-    content = {
+    return {
         "tokens": len(text),
         "nodes": {name: dataclasses.asdict(error) for name, error in found.items()},
-    }
-    (out / "errors.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    return {
-        "nodes": {
-            name: {"added": error.added, "function": error.function}
-            for name, error in found.items()
-        }
     }
 
 

@@ -12,7 +12,6 @@ __all__ = ["Facts", "gather", "read_folder"]
 
 _FILES = {
     "graph": ("plan", "graph.json"),
-    "errors": ("errors", "errors.json"),
     "timeline": ("simulate", "timeline.json"),
     "timing": ("place-and-route", "timing.json"),
     "floorplan": ("place-and-route", "floorplan.json"),
@@ -41,17 +40,21 @@ class Facts:
         Content of ``report.json``.
     steps : mapping of str to mapping
         Facts of each step that has ended.
-    graph, errors, timeline, timing, floorplan : mapping
+    graph, timeline, timing, floorplan : mapping
         Content of the file of that name.
     """
 
     report: Mapping[str, Any]
     steps: Mapping[str, Mapping[str, Any]]
     graph: Mapping[str, Any]
-    errors: Mapping[str, Any]
     timeline: Mapping[str, Any]
     timing: Mapping[str, Any]
     floorplan: Mapping[str, Any]
+
+    @property
+    def errors(self) -> Mapping[str, Any]:
+        """Error of every node."""
+        return self.step("errors")
 
     def step(self, name: str) -> Mapping[str, Any]:
         """Facts of a step, empty if it has not ended."""

@@ -1,11 +1,17 @@
+import json
 import types
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from amaranth.lib import data
 
+from mxhw.compiler import steps
+from mxhw.compiler.context import Context, Settings
+from mxhw.compiler.float_reading import measure_node_errors
 from mxhw.compiler.lower import lower
+from mxhw.compiler.progress import SilentProgress
 from mxhw.compiler.simulate import Script, ScriptStep, SimulationResult, replay, write_script
 from mxhw.errors import BuildError, UserError
 from mxhw.models.llama import Llama, LlamaConfig, LlamaDecode
@@ -103,6 +109,21 @@ def test_impossible_scripts(decode, prompt, tokens, message):
 def test_scripts_survive_being_written():
     script = Script([ScriptStep(1, 0, None), ScriptStep(4, 1, 7)], {1: np.arange(3)})
     assert Script.from_dict(script.to_dict(), script.logits) == script
+
+
+def test_errors_of_the_nodes_over_the_script(decode, tmp_path):
+    script = write_script(decode, [1, 5], 6, 12)
+    (tmp_path / "script.json").write_text(json.dumps(script.to_dict()))
+    np.savez(
+        tmp_path / "logits.npz", steps=[*script.logits], logits=np.stack([*script.logits.values()])
+    )
+    context = Context(Settings("llama", "ulx3s-85f"), tmp_path, SilentProgress())
+    vars(context)["decode"] = decode
+    facts = steps.errors(context, tmp_path)
+    measured = measure_node_errors(decode, script.sequences()[0])
+    assert facts["tokens"] == len(script.sequences()[0])
+    assert facts["nodes"] == {name: asdict(error) for name, error in measured.items()}
+    assert json.loads(json.dumps(facts)) == facts
 
 
 class Hardware:
