@@ -97,7 +97,7 @@ def _scales(text: str | None) -> tuple[int, ...] | None:
     "--storage",
     help="optimal: published exponents, the best common ones, or those of each entry (per-entry).",
 )
-@click.option("--tails", help="optimal: fixed (outer segments are the asymptotes) or free.")
+@click.option("--tails", help="fixed (outer segments are the asymptotes) or free.")
 @click.option("--fitness", help="genetic: published or quantised.")
 @click.option("--seed", type=int, help="genetic, nn-lut.")
 @click.option("--generations", type=int, help="genetic.")

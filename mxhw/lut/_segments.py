@@ -6,7 +6,7 @@ The statistics of the points of a segment are the sums of ``w x**2, w x, w, w x 
 import numpy as np
 from numba import njit
 
-__all__ = ["best_chain", "best_line", "chain_costs", "segment_costs"]
+__all__ = ["best_chain", "best_line", "chain_costs", "line_cost", "segment_costs"]
 
 _TINY = 1e-13
 _NOISE = 1e-15
@@ -80,6 +80,19 @@ def best_line(outer, inner, cross, outer_y, inner_y, squares, outer_values, inne
 
 
 @njit(cache=True)
+def line_cost(part, slope, intercept):
+    """Cost of points with given statistics on one line."""
+    return (
+        part[0] * slope * slope
+        + 2 * part[1] * slope * intercept
+        + part[2] * intercept * intercept
+        - 2 * part[3] * slope
+        - 2 * part[4] * intercept
+        + part[5]
+    )
+
+
+@njit(cache=True)
 def segment_costs(sums, slopes, intercepts, limit):
     """Least cost of the points between every two cuts, ``[from, to]``, infinite above a limit.
 
@@ -147,25 +160,26 @@ def best_chain(costs, reach, first, last, entries, limit):
 
 
 @njit(cache=True)
-def chain_costs(sums, cuts, slopes, intercepts):
-    """Least cost of chains with given cuts, one a row; none of the coefficients is real."""
+def chain_costs(sums, cuts, slopes, intercepts, outer):
+    """Least cost of chains with given cuts, one a row; none of the coefficients is real.
+
+    ``outer`` has slope and intercept of the first and the last segment, NaN where they are free.
+    """
     totals = np.zeros(len(cuts))
     for row in range(len(cuts)):
         start = 0
         for number in range(cuts.shape[1] + 1):
             end = cuts[row, number] if number < cuts.shape[1] else len(sums) - 1
-            w = sums[end, 2] - sums[start, 2]
-            if w > _TINY:
+            part = sums[end] - sums[start]
+            start = end
+            if part[2] <= _TINY:
+                continue
+            side = 0 if number == 0 else 1
+            if (number == 0 or number == cuts.shape[1]) and not np.isnan(outer[side, 0]):
+                totals[row] += line_cost(part, outer[side, 0], outer[side, 1])
+            else:
                 cost, _, _ = best_line(
-                    sums[end, 0] - sums[start, 0],
-                    w,
-                    sums[end, 1] - sums[start, 1],
-                    sums[end, 3] - sums[start, 3],
-                    sums[end, 4] - sums[start, 4],
-                    sums[end, 5] - sums[start, 5],
-                    slopes,
-                    intercepts,
+                    part[0], part[2], part[1], part[3], part[4], part[5], slopes, intercepts
                 )
                 totals[row] += cost
-            start = end
     return totals

@@ -54,9 +54,10 @@ def fit(
     breakpoint_mode : str
         How breakpoints become integers of a scale: ``round`` (ties to even) or ``ceil``.
     settings
-        Of the method. ``optimal``: ``storage`` (``published``, ``best`` or ``per-entry``
-        exponents) and ``tails`` (``fixed``: outer segments are the function's asymptotes, where it
-        has them; ``free``). The others: see :func:`~mxhw.lut.genetic.fit_genetic` and
+        Of the method. All have ``tails``: ``fixed``, by default, makes the outer segments the
+        function's asymptotes, where it has them, so that every input beyond the range has its
+        exact value; ``free``. ``optimal``: ``storage`` (``published``, ``best`` or ``per-entry``
+        exponents). The others: see :func:`~mxhw.lut.genetic.fit_genetic` and
         :func:`~mxhw.lut.nn_lut.fit_nn_lut`.
 
     Returns

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-__all__ = ["FUNCTIONS", "Function", "as_function"]
+__all__ = ["FUNCTIONS", "Function", "Line", "as_function"]
 
 Line = tuple[float, float]
+"""Slope and intercept."""
 
 _ALL_SCALES = tuple(range(7))
 _FAR = 10_000.0
@@ -45,6 +46,10 @@ class Function:
     left: Line | None = None
     right: Line | None = None
     chord_ends: tuple[float, float] = (-_FAR, _FAR)
+
+    def outer_lines(self, tails: str) -> tuple[Line | None, Line | None]:
+        """What the outer segments must be: the asymptotes there are for ``fixed`` tails."""
+        return (self.left, self.right) if tails == "fixed" else (None, None)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Values at ``x`` in float64.

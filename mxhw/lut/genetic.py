@@ -5,6 +5,9 @@ between neighbouring breakpoints, rounds its slope and intercept, and measures t
 grid of step 0.01 with the breakpoints as they are. The quantised fitness is the figure that counts:
 breakpoints rounded at every scale, and the best quantised coefficients for them.
 
+The published outer chords end far away, and rounding makes most of them the function's asymptotes.
+Fixed tails make all of them that, after the published search and during the quantised one.
+
 Rounding Mutation rounds a breakpoint to ``j`` fraction bits with a small probability for each
 ``j``, which leads the search to breakpoints that stay good when a scale rounds them.
 """
@@ -18,8 +21,17 @@ import numpy as np
 from deap import algorithms, base, tools
 
 from mxhw.lut import _segments
-from mxhw.lut.functions import Function
-from mxhw.lut.optimal import Candidates, Solution, candidates, fixed_values, make_table
+from mxhw.lut.functions import Function, Line
+from mxhw.lut.optimal import (
+    Candidates,
+    Solution,
+    candidates,
+    fixed_values,
+    lines_fit,
+    make_table,
+    no_tails,
+    set_outer_lines,
+)
 from mxhw.lut.table import PwlTable
 
 __all__ = ["FITNESSES", "GeneticSettings", "fit_genetic", "published_settings"]
@@ -27,6 +39,8 @@ __all__ = ["FITNESSES", "GeneticSettings", "fit_genetic", "published_settings"]
 FITNESSES = ("published", "quantised")
 
 _GRID_STEP = 0.01
+_Lines = tuple[Line | None, Line | None]
+
 _SEARCH_FRAC = 6
 """Fraction bits of 8-bit coefficients in the published fitness, also where 5 are stored."""
 
@@ -146,46 +160,61 @@ def _published_fitness(function: Function, resolution: int) -> Callable[[np.ndar
     return evaluate
 
 
-def _quantised_fitness(found: Candidates, values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Least error over the coefficients and all scales, for rows of ascending breakpoints."""
-    sums = np.concatenate([np.zeros((1, 6)), found.sums, found.total[None]])
+class _Quantised:
+    """Tables with the best quantised coefficients for given breakpoints; else given outer lines."""
 
-    def evaluate(points: np.ndarray) -> np.ndarray:
-        cuts = np.stack([found.index(row) for row in points]) + 1
-        return _segments.chain_costs(sums, cuts, values, values)
+    def __init__(self, found: Candidates, values: np.ndarray, lines: _Lines):
+        self._found = found
+        self._values = values
+        self._lines = lines
+        self._sums = found.cumulative
+        free = (math.nan, math.nan)
+        self._outer = np.array([free if line is None else line for line in lines])
+        # Where a breakpoint may lie: not beyond an end of the range with an asymptote.
+        everywhere = (0, len(found.points) - 1)
+        self._low, self._high = (
+            wide if line is None else narrow
+            for line, wide, narrow in zip(lines, everywhere, found.inside, strict=True)
+        )
 
-    return evaluate
+    def _costs(self, cells: np.ndarray) -> np.ndarray:
+        return _segments.chain_costs(self._sums, cells + 1, self._values, self._values, self._outer)
 
+    def cells(self, points: np.ndarray) -> np.ndarray:
+        """Numbers of the candidates for real breakpoints."""
+        return np.clip(self._found.index(points), self._low, self._high)
 
-def _best_lines(
-    found: Candidates, cells: np.ndarray, values: np.ndarray
-) -> tuple[list[float], list[float]]:
-    """Best quantised slopes and intercepts between given breakpoints."""
-    sums = np.concatenate([np.zeros((1, 6)), found.sums, found.total[None]])
-    parts = np.diff(sums[[0, *(cells + 1), -1]], axis=0)
-    lines = [
-        _segments.best_line(xx, w, x, xy, y, yy, values, values) for xx, x, w, xy, y, yy in parts
-    ]
-    return [line[1] for line in lines], [line[2] for line in lines]
+    def fitness(self, points: np.ndarray) -> np.ndarray:
+        """Least error over the coefficients and all scales, for rows of ascending breakpoints."""
+        return self._costs(self.cells(points))
 
+    def refine(self, cells: np.ndarray) -> np.ndarray:
+        """Move one breakpoint at a time to the best place between its neighbours."""
+        cells = cells.copy()
+        best = math.inf
+        while True:
+            before = best
+            for index in range(len(cells)):
+                low = cells[index - 1] if index else self._low
+                high = cells[index + 1] if index + 1 < len(cells) else self._high
+                tries = np.repeat(cells[None], high - low + 1, 0)
+                tries[:, index] = np.arange(low, high + 1)
+                costs = self._costs(tries)
+                best = costs.min()
+                cells = tries[costs.argmin()]
+            if best >= before:
+                return cells
 
-def _refine(found: Candidates, cells: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Move one breakpoint at a time to the best place between its neighbours, while that helps."""
-    sums = np.concatenate([np.zeros((1, 6)), found.sums, found.total[None]])
-    cells = cells.copy()
-    best = math.inf
-    while True:
-        before = best
-        for index in range(len(cells)):
-            low = cells[index - 1] if index else 0
-            high = cells[index + 1] if index + 1 < len(cells) else len(found.points) - 1
-            tries = np.repeat(cells[None], high - low + 1, 0)
-            tries[:, index] = np.arange(low, high + 1)
-            costs = _segments.chain_costs(sums, tries + 1, values, values)
-            best = costs.min()
-            cells = tries[costs.argmin()]
-        if best >= before:
-            return cells
+    def coefficients(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Slopes and intercepts of the segments."""
+        values = self._values
+        parts = np.diff(self._sums[[0, *(cells + 1), -1]], axis=0)
+        lines = [
+            _segments.best_line(xx, w, x, xy, y, yy, values, values)[1:]
+            for xx, x, w, xy, y, yy in parts
+        ]
+        slopes, intercepts = np.array(lines).T
+        return set_outer_lines(slopes, intercepts, self._lines)
 
 
 def _mutation(
@@ -282,6 +311,7 @@ def fit_genetic(
     entries: int,
     bits: int,
     breakpoint_mode: str,
+    tails: str = "fixed",
     fitness: str = "published",
     seed: int = 42,
     genetic: GeneticSettings | None = None,
@@ -293,6 +323,8 @@ def fit_genetic(
     ----------
     function, entries, bits, breakpoint_mode
         See :func:`mxhw.lut.fit`.
+    tails : str
+        ``fixed``: outer segments are the function's asymptotes; ``free``, as published.
     fitness : str
         ``published``; or ``quantised``, whose best individual is refined at the end: one
         breakpoint after the other moves to its best place until none moves.
@@ -306,7 +338,7 @@ def fit_genetic(
     Raises
     ------
     TypeError, ValueError
-        If a setting is wrong, or the coefficients do not fit the bits.
+        If a setting is wrong, or the coefficients or asymptotes do not fit the bits.
     """
     if fitness not in FITNESSES:
         raise ValueError(f"Fitness must be published or quantised, not '{fitness}'")
@@ -322,19 +354,24 @@ def fit_genetic(
     frac = function.coefficient_frac + bits - 8
     resolution = 1 << (_SEARCH_FRAC + bits - 8)
     values = fixed_values(bits, frac)
+    lines = function.outer_lines(tails)
+    if not lines_fit(lines, values, values):
+        raise ValueError(no_tails(function))
+    quantised = _Quantised(found, values, lines)
     if fitness == "published":
         evaluate = _published_fitness(function, resolution)
     else:
-        evaluate = _quantised_fitness(found, values)
+        evaluate = quantised.fitness
     ends = genetic.breakpoint_range or function.range
     last, ever = _evolve(evaluate, genetic, ends, function, entries - 1, seed, progress)
     points = np.sort(np.array(last if fitness == "published" else ever, dtype=np.float64))
     if fitness == "published":
         _, slopes, intercepts = (row[0] for row in _chords(function, points[None], resolution))
-        encoded = found.encode(points)
+        slopes, intercepts = set_outer_lines(slopes, intercepts, lines)
+        encoded = found.confine(found.encode(points), lines)
     else:
-        cells = _refine(found, found.index(points), values)
-        slopes, intercepts = _best_lines(found, cells, values)
+        cells = quantised.refine(quantised.cells(points))
+        slopes, intercepts = quantised.coefficients(cells)
         encoded = tuple(int(point) for point in found.points[cells])
     solution = Solution(math.nan, encoded, found.frac, tuple(slopes), tuple(intercepts))
     return make_table(
@@ -345,6 +382,7 @@ def fit_genetic(
         breakpoint_mode=breakpoint_mode,
         settings={
             "method": "genetic",
+            "tails": tails,
             "fitness": fitness,
             "seed": seed,
             **dataclasses.asdict(genetic),

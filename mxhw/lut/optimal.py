@@ -27,8 +27,11 @@ __all__ = [
     "candidates",
     "fixed_values",
     "fit_optimal",
+    "lines_fit",
     "make_table",
+    "no_tails",
     "per_entry_values",
+    "set_outer_lines",
     "solve",
 ]
 
@@ -77,6 +80,9 @@ class Candidates:
     frac : int
     sums : array ``[points, 6]``
     total : array ``[6]``
+    inside : (int, int)
+        Numbers of the first and the last candidate that leave every input beyond the range, at
+        every scale, to the segments outside.
     """
 
     mode: str
@@ -84,6 +90,12 @@ class Candidates:
     frac: int
     sums: np.ndarray
     total: np.ndarray
+    inside: tuple[int, int]
+
+    @property
+    def cumulative(self) -> np.ndarray:
+        """Statistics of the points below no breakpoint, below each of them, and of all points."""
+        return np.concatenate([np.zeros((1, 6)), self.sums, self.total[None]])
 
     def index(self, breakpoints: np.ndarray) -> np.ndarray:
         """Number of the candidate for each real breakpoint: of two cells, the right one."""
@@ -102,6 +114,15 @@ class Candidates:
         cells = np.floor(scaled / 2)
         on_border = scaled / 2 == cells
         return tuple(int(point) for point in np.where(on_border, 2 * cells, 2 * cells + 1))
+
+    def confine(
+        self, encoded: Sequence[int], lines: tuple[Line | None, Line | None]
+    ) -> tuple[int, ...]:
+        """Encoded breakpoints, none of them beyond an end of the range that has an asymptote."""
+        low, high = (int(self.points[index]) for index in self.inside)
+        low = low if lines[0] is not None else min(encoded)
+        high = high if lines[1] is not None else max(encoded)
+        return tuple(min(max(point, low), high) for point in encoded)
 
 
 def fixed_values(bits: int, frac: int) -> np.ndarray:
@@ -138,6 +159,7 @@ def candidates(function: Function, mode: str) -> Candidates:
         points, frac = 2 * np.arange(start, stop) + 1, finest + 2
     sums = np.zeros((len(points), 6))
     total = np.zeros(6)
+    least, most = 0, len(points)
     for scale in function.scales:
         codes = np.arange(math.ceil(low * 2**scale), math.floor(high * 2**scale) + 1)
         if not len(codes):
@@ -153,7 +175,9 @@ def candidates(function: Function, mode: str) -> Candidates:
             first = (points + (1 << (frac - scale - 1))) >> (frac - scale)
         sums += prefix[np.clip(first - codes[0], 0, len(codes))]
         total += prefix[-1]
-    return Candidates(mode, points, frac, sums, total)
+        least = max(least, int(np.searchsorted(first, codes[0])))
+        most = min(most, int(np.searchsorted(first, codes[-1] + 1, side="right")))
+    return Candidates(mode, points, frac, sums, total, (least, most - 1))
 
 
 class _Solver:
@@ -162,23 +186,15 @@ class _Solver:
     def __init__(self, function: Function, entries: int, mode: str, tails: str):
         self._entries = entries
         self._found = candidates(function, mode)
-        fixed = tails == "fixed"
-        self._left = function.left if fixed else None
-        self._right = function.right if fixed else None
+        self._lines = function.outer_lines(tails)
         # The outer segments reach from and to cuts of their own.
-        found = self._found
-        self._sums = np.concatenate([np.zeros((1, 6)), found.sums, found.total[None]])
-
-    def fits(self, slopes: np.ndarray, intercepts: np.ndarray) -> bool:
-        """Whether the asymptotes are among the values."""
-        lines = [line for line in (self._left, self._right) if line is not None]
-        return all(_holds(slopes, k) and _holds(intercepts, b) for k, b in lines)
+        self._sums = self._found.cumulative
 
     def solve(
         self, slopes: np.ndarray, intercepts: np.ndarray, limit: float = math.inf
     ) -> Solution | None:
         """The best chain, or None if it is dearer than a limit or cannot have the asymptotes."""
-        if not self.fits(slopes, intercepts):
+        if not lines_fit(self._lines, slopes, intercepts):
             return None
         # A chain over few of the breakpoints is soon found, and most segments are dearer than it.
         limit = min(limit, _loosen(self.estimate(slopes, intercepts)))
@@ -191,7 +207,7 @@ class _Solver:
         """Cost of the best chain over some of the breakpoints, infinite above a limit."""
         end = len(self._sums) - 1
         kept = np.unique(np.append(np.arange(0, end, max(1, end // _FEW)), end))
-        if not self.fits(slopes, intercepts) or len(kept) < self._entries + 1:
+        if not lines_fit(self._lines, slopes, intercepts) or len(kept) < self._entries + 1:
             return math.inf
         return self._chain(kept, slopes, intercepts, limit)[0]
 
@@ -205,20 +221,17 @@ class _Solver:
         if self._entries == 1:
             return float(costs[0, end]), np.empty(0, dtype=np.int64)
         first, last = costs[0, 1:end].copy(), costs[1:end, end].copy()
-        if self._left is not None:
-            first = self._line_costs(sums[1:end], self._left)
-        if self._right is not None:
-            last = self._line_costs(sums[end] - sums[1:end], self._right)
+        cuts, (left, right) = kept[1:end] - 1, self._lines
+        if left is not None:
+            first = _segments.line_cost(sums[1:end].T, *left)
+            first[cuts < self._found.inside[0]] = math.inf
+        if right is not None:
+            last = _segments.line_cost((sums[end] - sums[1:end]).T, *right)
+            last[cuts > self._found.inside[1]] = math.inf
         inner = np.ascontiguousarray(costs[1:end, 1:end])
         reach = np.minimum(reach[1:end] - 1, end - 2)
-        cost, cuts = _segments.best_chain(inner, reach, first, last, self._entries, limit)
-        return float(cost), kept[cuts + 1] - 1
-
-    @staticmethod
-    def _line_costs(sums: np.ndarray, line: Line) -> np.ndarray:
-        """Cost of the points of each row of statistics on one line."""
-        k, b = line
-        return sums @ np.array([k * k, 2 * k * b, b * b, -2 * k, -2 * b, 1.0])
+        cost, chosen = _segments.best_chain(inner, reach, first, last, self._entries, limit)
+        return float(cost), cuts[chosen]
 
     def _solution(
         self, cost: float, cuts: np.ndarray, slopes: np.ndarray, intercepts: np.ndarray
@@ -226,7 +239,7 @@ class _Solver:
         edges = [0, *(int(cut) + 1 for cut in cuts), len(self._sums) - 1]
         lines = []
         for index, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
-            fixed = {0: self._left, self._entries - 1: self._right}.get(index)
+            fixed = dict(zip((0, self._entries - 1), self._lines, strict=True)).get(index)
             lines.append(fixed or self._line(start, stop, slopes, intercepts))
         points = tuple(int(self._found.points[cut]) for cut in cuts)
         k, b = zip(*lines, strict=True)
@@ -246,8 +259,14 @@ def _loosen(cost: float) -> float:
     return cost * (1 + 1e-9) + 1e-14
 
 
-def _holds(values: np.ndarray, number: float) -> bool:
-    return len(values) == 0 or bool((values == number).any())
+def lines_fit(lines: Sequence[Line | None], slopes: np.ndarray, intercepts: np.ndarray) -> bool:
+    """Whether the coefficients of lines are among the values."""
+
+    def holds(values: np.ndarray, number: float) -> bool:
+        return len(values) == 0 or bool((values == number).any())
+
+    found = [line for line in lines if line is not None]
+    return all(holds(slopes, k) and holds(intercepts, b) for k, b in found)
 
 
 def solve(
@@ -279,11 +298,23 @@ def solve(
     """
     found = _Solver(function, entries, breakpoint_mode, tails).solve(slopes, intercepts)
     if found is None:
-        raise ValueError(_no_tails(function))
+        raise ValueError(no_tails(function))
     return found
 
 
-def _no_tails(function: Function) -> str:
+def set_outer_lines(
+    slopes: np.ndarray, intercepts: np.ndarray, lines: tuple[Line | None, Line | None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients with the outer segments replaced by given lines."""
+    slopes, intercepts = slopes.copy(), intercepts.copy()
+    for side, line in zip((0, -1), lines, strict=True):
+        if line is not None:
+            slopes[side], intercepts[side] = line
+    return slopes, intercepts
+
+
+def no_tails(function: Function) -> str:
+    """What is wrong where the asymptotes are not among the values."""
     return f"Asymptotes of '{function.name}' do not fit the coefficients; use free tails"
 
 
@@ -317,7 +348,7 @@ def fit_optimal(
         values = fixed_values(bits, frac)
         found, fracs = solver.solve(values, values), (frac, frac)
     if found is None:
-        raise ValueError(_no_tails(function))
+        raise ValueError(no_tails(function))
     return make_table(
         function,
         found,

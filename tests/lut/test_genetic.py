@@ -29,24 +29,12 @@ PUBLISHED = {
 FAST = [("gelu", 8), ("exp", 16), ("rsqrt", 8), ("div", 16)]
 
 
-def tails_are_exact(table):
-    function = FUNCTIONS[table.function]
-    codes = np.array([-(10**6), 10**6])
-    lines = [
-        line and line[0] * code / 8 + line[1]
-        for code, line in zip(codes, (function.left, function.right), strict=True)
-    ]
-    got = table_values(table, codes, 3)
-    return all(line is None or line == value for line, value in zip(lines, got, strict=True))
-
-
 @pytest.mark.parametrize(
     ("name", "entries"),
     [pytest.param(*key, marks=() if key in FAST else pytest.mark.slow) for key in PUBLISHED],
 )
 def test_published_settings_give_the_published_figure(name, entries):
     table = fit(name, entries=entries, method="genetic")
-    assert tails_are_exact(table)
     assert table.mean_squared_error == pytest.approx(PUBLISHED[name, entries], rel=0.01)
 
 
@@ -68,9 +56,8 @@ def test_published_gelu_table():
 
 @pytest.mark.parametrize("name", ["gelu", "exp", "rsqrt"])
 def test_quantised_fitness_reaches_the_optimum(name):
-    optimum = fit(name, tails="free").mean_squared_error
+    optimum = fit(name).mean_squared_error
     tables = [fit(name, method="genetic", fitness="quantised", seed=seed) for seed in range(3)]
-    assert all(tails_are_exact(table) for table in tables)
     ratios = [table.mean_squared_error / optimum for table in tables]
     assert min(ratios) >= 1 - 1e-9
     assert statistics.median(ratios) <= 1.5
@@ -79,7 +66,7 @@ def test_quantised_fitness_reaches_the_optimum(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "entries"), PUBLISHED)
 def test_quantised_fitness_over_ten_seeds(name, entries):
-    optimum = fit(name, entries=entries, tails="free").mean_squared_error
+    optimum = fit(name, entries=entries).mean_squared_error
     errors = [
         fit(
             name, entries=entries, method="genetic", fitness="quantised", seed=seed
@@ -110,7 +97,7 @@ def test_quantised_fitness_is_the_metric(mode):
     table = fit(
         "tanh", method="genetic", genetic=FEW, fitness="quantised", breakpoint_mode=mode, bits=10
     )
-    best = fit("tanh", breakpoint_mode=mode, bits=10, tails="free")
+    best = fit("tanh", breakpoint_mode=mode, bits=10)
     assert best.mean_squared_error <= table.mean_squared_error < 10 * best.mean_squared_error
 
 

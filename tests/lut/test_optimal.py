@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from mxhw.lut import FUNCTIONS, Function, PwlTable, fit, mean_squared_error
 from mxhw.lut.functions import as_function
-from mxhw.lut.metric import table_values
 from mxhw.lut.optimal import REAL, fixed_values, per_entry_values, solve
 
 
@@ -155,20 +154,6 @@ def test_published_storage_with_exact_tails(name, entries, target):
 def test_own_exponents_and_exact_compare(name, entries, target):
     table = fit(name, entries=entries, storage="per-entry", breakpoint_mode="ceil", tails="free")
     assert table.mean_squared_error <= target
-
-
-@pytest.mark.parametrize("storage", ["published", "best", "per-entry"])
-@pytest.mark.parametrize("name", [n for n, f in FUNCTIONS.items() if f.left or f.right])
-def test_tails_are_asymptotes(name, storage):
-    function = FUNCTIONS[name]
-    table = fit(name, entries=8, storage=storage, scales=(0, 2, 3))
-    codes = np.array([-(10**6), -1000, 1000, 10**6])
-    got = table_values(table, codes, 3)
-    x = codes / 8
-    if function.left:
-        assert (got[:2] == function.left[0] * x[:2] + function.left[1]).all()
-    if function.right:
-        assert (got[2:] == function.right[0] * x[2:] + function.right[1]).all()
 
 
 def test_wider_coefficients_and_more_entries():
