@@ -28,8 +28,9 @@ from rich.table import Table
 
 from mxhw.arith.dot import queue_depth
 from mxhw.arith.pipeline import StreamFifo
-from mxhw.lut import LoadableFloatPwlUnit, LoadablePwlUnit, fit
+from mxhw.lut import FUNCTIONS, LoadableFloatPwlUnit, LoadablePwlUnit, fit
 from mxhw.lut.choice import TABLES, largest_table_error, table_luts
+from mxhw.lut.optimal import STORAGES
 from mxhw.lut.pwl import DSP, LUT, UniformPwl
 from mxhw.sw.golden.layer_norm import layer_norm_factor
 from mxhw.sw.golden.reduced import online_softmax, rotation, sigmoid_fixed, silu_fixed
@@ -126,6 +127,35 @@ def error_table(rows: dict[tuple[str, int], dict[str, float]]) -> Table:
     return table
 
 
+def fit_seconds() -> dict[str, dict[str, dict[str, float]]]:
+    """Processor time of the optimum by storage, entries and function."""
+
+    def seconds(name: str, entries: int, storage: str) -> float:
+        start = time.process_time()
+        fit(name, entries=entries, storage=storage)
+        return time.process_time() - start
+
+    return {
+        storage: {
+            str(entries): {name: seconds(name, entries, storage) for name in FUNCTIONS}
+            for entries in (8, 16, 32)
+        }
+        for storage in STORAGES
+    }
+
+
+def seconds_table(rows: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """The slowest function of every storage and number of entries."""
+    table = Table(title=f"Slowest optimum of {len(FUNCTIONS)} functions, seconds of one core")
+    table.add_column("storage")
+    for entries in next(iter(rows.values())):
+        table.add_column(f"{entries} entries", justify="right")
+    for storage, row in rows.items():
+        slowest = [max(times.items(), key=lambda item: item[1]) for times in row.values()]
+        table.add_row(storage, *(f"{name} {value:.2f}" for name, value in slowest))
+    return table
+
+
 def _integer(bits: int) -> LoadablePwlUnit:
     """Codes, slopes and intercepts of one width, for inputs at the scale 2**-6."""
     return LoadablePwlUnit(code_bits=bits, slope_bits=bits, intercept_bits=bits, intercept_shift=6)
@@ -185,24 +215,27 @@ def gates(unit: Elaboratable, folder: Path) -> int:
     return int(found[1]) // _TRANSISTORS_A_GATE
 
 
+def _without_queue(make: Callable[[], Any], measure: Callable[[Any, Path], Any]) -> dict[str, int]:
+    """A measure of a unit less that of its stream's queue."""
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = measure(make(), Path(scratch))
+        queue = measure(_queue(make()), Path(scratch))
+    return {key: whole[key] - queue[key] for key in whole}
+
+
+def _all_measures(unit: Elaboratable, folder: Path) -> dict[str, int]:
+    """Cells with and without multipliers, and gates."""
+    return {
+        **ecp5_cells(unit, folder, dsp=True),
+        "comb_without_dsp": ecp5_cells(unit, folder, dsp=False)["comb"],
+        "gates": gates(unit, folder),
+    }
+
+
 def areas(console: Console) -> dict[str, dict[str, int]]:
-    """Cells and gates of every unit, each with what its stream queue takes."""
-    result: dict[str, dict[str, int]] = {}
-    for name, make in track(_UNITS.items(), "Synthesising", console=console):
-        row: dict[str, int] = {}
-        for prefix in ("", "queue_"):
-
-            def part(make=make, whole=not prefix) -> Elaboratable:
-                return make() if whole else _queue(make())
-
-            with tempfile.TemporaryDirectory() as scratch:
-                folder = Path(scratch)
-                row |= {f"{prefix}{k}": v for k, v in ecp5_cells(part(), folder, dsp=True).items()}
-                logic = ecp5_cells(part(), folder, dsp=False)
-                row[f"{prefix}comb_without_dsp"] = logic["comb"]
-                row[f"{prefix}gates"] = gates(part(), folder)
-        result[name] = row
-    return result
+    """Cells and gates of every unit without its stream's queue."""
+    units = track(_UNITS.items(), "Synthesising", console=console)
+    return {name: _without_queue(make, _all_measures) for name, make in units}
 
 
 def area_table(rows: dict[str, dict[str, int]]) -> Table:
@@ -219,19 +252,12 @@ def area_table(rows: dict[str, dict[str, int]]) -> Table:
     for title in columns.values():
         table.add_column(title, justify="right")
     table.add_column("28 nm published, um2", justify="right")
-
-    def net(name: str, key: str) -> int:
-        return rows[name][key] - rows[name][f"queue_{key}"]
-
     for name in rows:
         published = PUBLISHED_AREA.get(name)
-        values = [f"{net(name, key):,}" for key in columns]
+        values = [f"{rows[name][key]:,}" for key in columns]
         table.add_row(name, *values, "" if published is None else f"{published:,}")
     for name in ("INT32", "FP32"):
-        saved = [
-            f"{1 - net('INT8', key) / net(name, key):.1%}" if net(name, key) else ""
-            for key in columns
-        ]
+        saved = [f"{1 - rows['INT8'][key] / rows[name][key]:.1%}" for key in columns]
         published = 1 - PUBLISHED_AREA["INT8"] / PUBLISHED_AREA[name]
         table.add_row(f"INT8 saves of {name}", *saved, f"{published:.1%}")
     return table
@@ -298,47 +324,43 @@ def reduced_errors() -> dict[str, list[float]]:
     return {name: [measure(bits) for bits in _INDEX_BITS] for name, measure in measures.items()}
 
 
-def reduced_table(rows: dict[str, list[float]]) -> Table:
-    """Measured errors, and what was expected of them."""
-    table = Table(title="Largest relative error (sine: absolute) of range-reduced functions")
+def _by_entries(title: str, rows: dict[str, list], beside: str, other: dict[str, Any]) -> Table:
+    """A row a function: figures of 8, 16 and 32 entries, each with another one beside it."""
+    table = Table(title=title)
     table.add_column("function")
     for bits in _INDEX_BITS:
         table.add_column(f"{1 << bits} entries", justify="right")
-        table.add_column("expected", justify="right", style="dim")
-    for name, errors in rows.items():
-        pairs = zip(errors, EXPECTED[name], strict=True)
-        table.add_row(name, *(f"{value:.1e}" for pair in pairs for value in pair))
+        table.add_column(beside, justify="right", style="dim")
+    for name, figures in rows.items():
+        pairs = zip(figures, other[name], strict=True)
+        values = [value for pair in pairs for value in pair]
+        table.add_row(name, *(f"{v:.1e}" if isinstance(v, float) else str(v) for v in values))
     return table
+
+
+def reduced_table(rows: dict[str, list[float]]) -> Table:
+    """Measured errors, and what was expected of them."""
+    title = "Largest relative error (sine: absolute) of range-reduced functions"
+    return _by_entries(title, rows, "expected", EXPECTED)
 
 
 def table_areas(console: Console) -> dict[str, list[int]]:
     """Lookup tables of an ECP5 that a uniform table takes with its product, without the queue."""
-    result: dict[str, list[int]] = {}
-    for name in track(TABLES, "Synthesising tables", console=console):
-        result[name] = []
-        for bits in _INDEX_BITS:
-            cells = []
-            for whole in (True, False):
-                strategy = LUT if name == "exp2" else DSP
-                unit = UniformPwl(table=TABLES[name](bits), multiplier=strategy)
-                with tempfile.TemporaryDirectory() as scratch:
-                    part = unit if whole else _queue(unit)
-                    cells.append(ecp5_cells(part, Path(scratch), dsp=True)["comb"])
-            result[name].append(cells[0] - cells[1])
-    return result
+
+    def luts(name: str, bits: int) -> int:
+        strategy = LUT if name == "exp2" else DSP
+        make = functools.partial(UniformPwl, table=TABLES[name](bits), multiplier=strategy)
+        return _without_queue(make, functools.partial(ecp5_cells, dsp=True))["comb"]
+
+    names = track(TABLES, "Synthesising tables", console=console)
+    return {name: [luts(name, bits) for bits in _INDEX_BITS] for name in names}
 
 
 def table_area_table(rows: dict[str, list[int]]) -> Table:
     """Measured lookup tables, and what the compiler reckons with."""
-    table = Table(title="ECP5 LUTs of a uniform table; the product of exp2 is in LUTs")
-    table.add_column("function")
-    for bits in _INDEX_BITS:
-        table.add_column(f"{1 << bits} entries", justify="right")
-        table.add_column("in estimates", justify="right", style="dim")
-    for name, luts in rows.items():
-        pairs = zip(luts, (table_luts(name, bits) for bits in _INDEX_BITS), strict=True)
-        table.add_row(name, *(str(value) for pair in pairs for value in pair))
-    return table
+    title = "ECP5 LUTs of a uniform table; the product of exp2 is in LUTs"
+    estimates = {name: [table_luts(name, bits) for bits in _INDEX_BITS] for name in rows}
+    return _by_entries(title, rows, "in estimates", estimates)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -352,10 +374,13 @@ def main(json_file: Path | None, seeds: int, with_area: bool) -> None:
     fit("gelu")  # Compiles the kernels, which no time of a fit should hold.
     rows = {key: fits(*key, seeds) for key in track(keys, "Fitting", console=progress)}
     console.print(error_table(rows))
+    seconds = fit_seconds()
+    console.print(seconds_table(seconds))
     reduced = reduced_errors()
     console.print(reduced_table(reduced))
     content: dict[str, Any] = {
         "mean_squared_error": {f"{name} {entries}": row for (name, entries), row in rows.items()},
+        "optimal_seconds": seconds,
         "range_reduced_error": reduced,
     }
     if with_area:

@@ -207,7 +207,7 @@ class _FloatBase(wiring.Component):
         points: PointReader,
         coefficients: Callable[[Module, Value], tuple[Value, Value]],
     ) -> Value:
-        """Everything between the ports; returns whether nothing is on its way to the queue."""
+        """Everything between the ports; returns whether no code is before its coefficients."""
         m.submodules.queue = queue = OutputQueue(
             shape=unsigned(_BITS), depth=queue_depth(self._stages)
         )
@@ -236,7 +236,7 @@ class _FloatBase(wiring.Component):
             queue.i.payload.eq(Mux(nan, _NAN, _add(m, product, intercept))),
         ]
         wiring.connect(m, queue.o, wiring.flipped(self.o))
-        return ~Cat(on_the_way[1:]).any()
+        return ~Cat(on_the_way[1 : 2 + levels_of(self._entries)]).any()
 
 
 class FloatPwlUnit(_FloatBase):

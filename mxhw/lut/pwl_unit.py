@@ -139,8 +139,8 @@ class _PwlBase(wiring.Component):
 
     @property
     def _point_bits(self) -> int:
-        """Width of a breakpoint: one beyond the largest input is one of them."""
-        return self._code_bits + self._most_shift + 1
+        """Width of a breakpoint, which is an input."""
+        return self._code_bits + self._most_shift
 
     def cost(self) -> dict[str, int]:
         """DSP slices (for codes of up to 16 bits), bits of distributed memory and block RAMs."""
@@ -157,7 +157,7 @@ class _PwlBase(wiring.Component):
         points: PointReader,
         coefficients: Callable[[Module, Value], tuple[Value, Value, Value]],
     ) -> Value:
-        """Everything between the ports; returns whether nothing is on its way to the queue."""
+        """Everything between the ports; returns whether no code is before its coefficients."""
         depth = queue_depth(self._stages)
         m.submodules.queue = queue = OutputQueue(shape=self._output_shape, depth=depth)
         ready = allowed & queue.free
@@ -191,7 +191,8 @@ class _PwlBase(wiring.Component):
             queue.i.payload.eq(total),
         ]
         wiring.connect(m, queue.o, wiring.flipped(self.o))
-        return ~Cat(on_the_way[1:]).any()
+        # What has read its coefficients does not need the table any more.
+        return ~Cat(on_the_way[1 : 2 + levels]).any()
 
 
 class PwlUnit(_PwlBase):
@@ -335,9 +336,10 @@ class LoadablePwlUnit(_PwlBase):
         If a parameter is not supported.
 
     Timing: latency as :class:`PwlUnit`, interval 1; a table takes its entries, and waits until the
-    codes before it have left the pipeline.
+    codes before it have their coefficients.
 
-    Cost: as :class:`PwlUnit`, the table in distributed memory.
+    Cost: as :class:`PwlUnit`, the table in distributed memory but for three breakpoints, which are
+    registers.
     """
 
     def __init__(
@@ -374,18 +376,20 @@ class LoadablePwlUnit(_PwlBase):
                 )
         self._intercept_shift = intercept_shift
         self._word_shape = TableWord(
-            point_bits=code_bits + most_shift + 1,
+            point_bits=code_bits + most_shift,
             slope_bits=slope_bits,
             most_product_shift=most_product_shift,
             intercept_bits=intercept_bits,
         )
-        product_bits = code_bits + slope_bits + most_shift + most_product_shift
+        # Both factors may be the lowest, so that the product is the largest.
+        product = 1 << (code_bits + slope_bits - 2 + most_shift + most_product_shift)
+        intercept = 1 << (intercept_bits - 1 + intercept_shift)
         super().__init__(
             code_bits=code_bits,
             entries=entries,
             most_shift=most_shift,
             most_product_shift=most_product_shift,
-            output_bits=max(product_bits, intercept_bits + intercept_shift) + 1,
+            output_bits=bits_for(product + intercept - (1 << intercept_shift), True),
             multiplier=multiplier,
             ports={"i_table": In(stream.Signature(self._word_shape))},
         )

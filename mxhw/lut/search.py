@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from amaranth.hdl import Cat, Const, Module, Shape, Signal, Value, signed
-from amaranth.lib import memory
+from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, signed
+from amaranth.lib import data, memory
 
 from mxhw.arith.pipeline import delay_value, register
 
@@ -54,36 +54,48 @@ class FixedPoints:
 
 
 class LoadedPoints:
-    """Breakpoints in distributed memory, a memory a level.
+    """Breakpoints that are written at run time, in ascending order.
 
-    ``write`` takes the breakpoint below entry ``entry``.
+    ``write`` takes the breakpoint below entry ``entry``. The three of the first two levels, at the
+    quarters of the table, are a shift register; a distributed memory would take its 16 rows for
+    them, and each an address. Further levels have a memory each.
     """
 
     def __init__(self, entries: int, width: int):
-        self._entries = entries
         self._width = width
         self._levels = levels_of(entries)
-        self._writes = []
+        # The last one written comes first: three quarters, half, one quarter of the way.
+        self._quarters = [
+            Signal(signed(width), name=f"quarter_{number}", reset_less=True) for number in (3, 2, 1)
+        ]
+        self._ports: list[memory.WritePort] = []
 
     def __call__(self, m: Module, level: int, index: Value, name: str) -> Value:
         """Middle breakpoint of the ``index``-th part at a level."""
+        if level == 0:
+            return self._quarters[1]
+        if level == 1:
+            return Mux(index, self._quarters[0], self._quarters[2]).as_signed()
         storage = memory.Memory(
             shape=signed(self._width),
-            depth=max(2, 1 << level),
+            depth=1 << level,
             init=[],
             attrs={"ram_style": "distributed"},
         )
         m.submodules[f"{name}_points_{level}"] = storage
         read = storage.read_port(domain="comb")
         m.d.comb += read.addr.eq(index)
-        self._writes.append(storage.write_port())
+        self._ports.append(storage.write_port())
         return read.data
 
     def write(self, m: Module, entry: Value, point: Value, enable: Value) -> None:
         """Store the breakpoint below an entry; below entry 0 there is none."""
-        for level, port in enumerate(self._writes):
+        with m.If(enable & ~entry[:-2].any()):
+            m.d.sync += Cat(self._quarters).eq(Cat(point, *self._quarters[:-1]))
+        for level, port in enumerate(self._ports, 2):
             place = self._levels - 1 - level
-            here = entry[place] & ~entry[:place].any()
+            # On the last level the odd entry comes second and takes the even one's place.
+            here = entry[place] & ~entry[:place].any() if place else Const(1, 1)
             m.d.comb += [
                 port.addr.eq(entry[place + 1 :]),
                 port.data.eq(point),
@@ -95,7 +107,7 @@ class LoadedTable:
     """A table in distributed memory that a stream of its entries fills, from the lowest one on.
 
     A waiting table goes before further codes, but is taken only while ``idle`` is high, when no
-    code is under way; ``allowed`` says that codes may come.
+    code is before its coefficients; ``allowed`` says that codes may come.
     """
 
     def __init__(self, m: Module, words, entries: int, point_bits: int, idle: Value):
@@ -105,8 +117,10 @@ class LoadedTable:
         self._store = Signal()
         self.points = LoadedPoints(entries, point_bits)
         self.allowed = self._loaded & ~words.valid
+        members = words.payload.shape().members
+        coefficients = {key: shape for key, shape in members.items() if key != "breakpoint"}
         storage = memory.Memory(
-            shape=words.payload.shape(),
+            shape=data.StructLayout(coefficients),
             depth=entries,
             init=[],
             attrs={"ram_style": "distributed"},
@@ -118,7 +132,7 @@ class LoadedTable:
             words.ready.eq(idle),
             self._store.eq(words.valid & idle),
             write.addr.eq(self._entry),
-            write.data.eq(words.payload),
+            *(write.data[key].eq(words.payload[key]) for key in coefficients),
             write.en.eq(self._store),
         ]
         with m.If(self._store):

@@ -9,10 +9,9 @@ import torch
 from mxhw.lut.exp2 import Exp2
 from mxhw.lut.reciprocal import Reciprocal
 from mxhw.lut.rsqrt import Rsqrt
-from mxhw.lut.uniform import reciprocal_table, rsqrt_table
+from mxhw.lut.uniform import rsqrt_table
 from mxhw.sw.golden import Wide
-from mxhw.sw.golden.attention import exp2_fixed
-from mxhw.sw.golden.integer import bit_length, shift_floor
+from mxhw.sw.golden.attention import exp2_fixed, reciprocal
 from mxhw.sw.golden.norm import NormConstants, rms_factor
 from tests.support import check_stream, measure_latency_and_interval, pack, run_stream
 
@@ -26,26 +25,25 @@ def check_all(unit, inputs, expected):
     assert got["o"] == [pack(shape, row) for row in expected]
 
 
-def golden_exp2(codes, index_bits=5):
-    mantissa, exponent = exp2_fixed(torch.tensor(codes), index_bits)
+def payloads(mantissa, exponent):
     pairs = zip(mantissa.tolist(), exponent.tolist(), strict=True)
     return [{"mantissa": m, "exponent": e} for m, e in pairs]
 
 
+def golden_exp2(codes, index_bits=5):
+    return payloads(*exp2_fixed(torch.tensor(codes), index_bits))
+
+
 def golden_reciprocal(totals, index_bits=5):
-    total = torch.tensor(totals)
-    length = bit_length(total)
-    top = shift_floor(total, length - 16)
-    value = reciprocal_table(index_bits).evaluate(top & 0x7FFF)
-    pairs = zip(value.tolist(), length.tolist(), strict=True)
-    return [{"mantissa": v, "exponent": -15 - (n - 1)} for v, n in pairs]
+    # Golden takes the totals of a softmax, with 31 fraction bits.
+    result = reciprocal(torch.tensor(totals), index_bits)
+    return payloads(result.mantissa, result.exponent - 31)
 
 
 def golden_root(rows, constants, index_bits=5):
     total = Wide(torch.tensor([m for m, _ in rows]), torch.tensor([e for _, e in rows]))
     factor = rms_factor(total, constants, rsqrt_table(index_bits))
-    pairs = zip(factor.mantissa.tolist(), factor.exponent.tolist(), strict=True)
-    return [{"mantissa": m, "exponent": e} for m, e in pairs]
+    return payloads(factor.mantissa, factor.exponent)
 
 
 def random_totals(bits, count):

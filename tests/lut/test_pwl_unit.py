@@ -5,11 +5,13 @@ import random
 
 import pytest
 import torch
+from amaranth.utils import bits_for
 
 from mxhw.cosim.engine import make_engine
 from mxhw.lut import FUNCTIONS, LoadablePwlUnit, PwlUnit, fit
 from mxhw.lut.metric import table_values
 from mxhw.lut.pwl import DSP, LUT
+from mxhw.lut.table import PwlTable
 from mxhw.sw.golden.pwl import PwlWords, pwl_values
 from tests.support import check_stream, measure_latency_and_interval, pack, run_stream, unpack
 
@@ -119,6 +121,47 @@ def test_loadable_table(entries, shift):
         inputs, want = codes.tolist(), pwl_values(words, codes)
     streams = {"i": inputs, "i_table": unit.table_words(words)}
     check_stream(unit, streams, {"o": want.tolist()}, stalls=STALLS)
+
+
+@pytest.mark.parametrize("points", [(128,) * 7, (-300, -128, 0, 127, 128, 200, 300)])
+def test_entries_that_no_code_reaches(points):
+    # Breakpoints at and beyond the largest code, which has no place in 8 bits.
+    table = PwlTable(
+        function="steps",
+        range=(-128.0, 127.0),
+        scales=(0,),
+        breakpoint_mode="ceil",
+        breakpoints=points,
+        breakpoint_frac=0,
+        slopes=(3, -5, 7, -11, 13, -17, 19, -23),
+        slope_frac=0,
+        intercepts=tuple(range(8)),
+        intercept_frac=0,
+        bits=8,
+        mean_squared_error=0.0,
+    )
+    codes = every_code(8)
+    exact = table_values(table, codes.numpy(), 0).astype(int).tolist()
+    words = PwlWords.of(table, code_bits=8, scale=0)
+    assert max(words.breakpoints) == 127
+    assert pwl_values(words, codes).tolist() == exact
+    assert outputs(PwlUnit(table=table, scale=0), codes.tolist()) == exact
+    unit = LoadablePwlUnit()
+    streams = {"i": codes.tolist(), "i_table": unit.table_words(words)}
+    check_stream(unit, streams, {"o": exact}, stalls=STALLS[:1])
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_extremes_fit_the_output(shift):
+    unit = LoadablePwlUnit(intercept_bits=8, intercept_shift=6, most_shift=shift)
+    extremes = [
+        (slope * code << shift) + (intercept << 6)
+        for code in (-128, 127)
+        for slope in (-128, 127)
+        for intercept in (-128, 127)
+    ]
+    width = unit.o.payload.shape().width
+    assert max(bits_for(value, True) for value in extremes) == width
 
 
 @pytest.mark.slow

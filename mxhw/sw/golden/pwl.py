@@ -26,7 +26,8 @@ class PwlWords:
     most_shift : int
         Most places that a code is shifted to the left; 0 for one fixed scale.
     breakpoints : tuple of int
-        Ascending, one less than the entries; clamped to the inputs' range and one beyond.
+        Ascending, one less than the entries; clamped to the inputs' range. An entry that no input
+        reaches is a copy of the one below it, so that its breakpoint does not matter.
     slopes, shifts, intercepts : tuple of int
     slope_bits : int
     output_frac : int
@@ -65,15 +66,19 @@ class PwlWords:
         points = quantised_breakpoints(table, finest)
         fracs = [finest + frac for frac in table.slope_fracs]
         output = max(*fracs, *table.intercept_fracs)
-        intercepts = zip(table.intercepts, table.intercept_fracs, strict=True)
+        # Of the entries, those that some input may reach; the last of them stands for the rest.
+        last = sum(point < limit for point in points)
+        kept = [min(entry, last) for entry in range(table.entries)]
         return cls(
             code_bits=code_bits,
             most_shift=most_shift,
-            breakpoints=tuple(min(max(point, -limit), limit) for point in points),
-            slopes=table.slopes,
+            breakpoints=tuple(min(max(point, -limit), limit - 1) for point in points),
+            slopes=tuple(table.slopes[entry] for entry in kept),
             slope_bits=table.bits,
-            shifts=tuple(output - frac for frac in fracs),
-            intercepts=tuple(value << (output - frac) for value, frac in intercepts),
+            shifts=tuple(output - fracs[entry] for entry in kept),
+            intercepts=tuple(
+                table.intercepts[entry] << (output - table.intercept_fracs[entry]) for entry in kept
+            ),
             output_frac=output,
         )
 
