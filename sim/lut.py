@@ -162,7 +162,7 @@ def _integer(bits: int) -> LoadablePwlUnit:
 
 
 # 8 entries, loaded at run time, so that no constant is folded into the logic.
-_UNITS: dict[str, Callable[[], Any]] = {
+UNITS: dict[str, Callable[[], Any]] = {
     "INT8": lambda: _integer(8),
     "INT16": lambda: _integer(16),
     "INT32": lambda: _integer(32),
@@ -215,7 +215,7 @@ def gates(unit: Elaboratable, folder: Path) -> int:
     return int(found[1]) // _TRANSISTORS_A_GATE
 
 
-def _without_queue(make: Callable[[], Any], measure: Callable[[Any, Path], Any]) -> dict[str, int]:
+def without_queue(make: Callable[[], Any], measure: Callable[[Any, Path], Any]) -> dict[str, int]:
     """A measure of a unit less that of its stream's queue."""
     with tempfile.TemporaryDirectory() as scratch:
         whole = measure(make(), Path(scratch))
@@ -234,8 +234,8 @@ def _all_measures(unit: Elaboratable, folder: Path) -> dict[str, int]:
 
 def areas(console: Console) -> dict[str, dict[str, int]]:
     """Cells and gates of every unit without its stream's queue."""
-    units = track(_UNITS.items(), "Synthesising", console=console)
-    return {name: _without_queue(make, _all_measures) for name, make in units}
+    units = track(UNITS.items(), "Synthesising", console=console)
+    return {name: without_queue(make, _all_measures) for name, make in units}
 
 
 def area_table(rows: dict[str, dict[str, int]]) -> Table:
@@ -350,7 +350,7 @@ def table_areas(console: Console) -> dict[str, list[int]]:
     def luts(name: str, bits: int) -> int:
         strategy = LUT if name == "exp2" else DSP
         make = functools.partial(UniformPwl, table=TABLES[name](bits), multiplier=strategy)
-        return _without_queue(make, functools.partial(ecp5_cells, dsp=True))["comb"]
+        return without_queue(make, functools.partial(ecp5_cells, dsp=True))["comb"]
 
     names = track(TABLES, "Synthesising tables", console=console)
     return {name: [luts(name, bits) for bits in _INDEX_BITS] for name in names}

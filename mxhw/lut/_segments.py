@@ -94,12 +94,16 @@ def line_cost(part, slope, intercept):
 
 @njit(cache=True)
 def segment_costs(sums, slopes, intercepts, limit):
-    """Least cost of the points between every two cuts, ``[from, to]``, infinite above a limit.
+    """Least cost of the points between every two cuts, ``[from, to]``, and how far each row goes.
 
-    A segment's cost cannot fall when it is extended, so that each row ends at the limit.
+    A segment's cost cannot fall when it is extended, so that each row ends at the limit. What is
+    beyond is not written, which would take longer than the rest; but the first row and the last
+    column are infinite there.
     """
     count = len(sums)
-    costs = np.full((count, count), np.inf)
+    costs = np.empty((count, count))
+    costs[0, :] = np.inf
+    costs[:, count - 1] = np.inf
     reach = np.full(count, count - 1)
     swap = len(slopes) == 0 and len(intercepts) > 0
     for start in range(count):
@@ -129,10 +133,11 @@ def segment_costs(sums, slopes, intercepts, limit):
 def best_chain(costs, reach, first, last, entries, limit):
     """Cuts of the cheapest chain of ``entries`` segments from the first cut to the last one.
 
-    ``first[c]`` and ``last[c]`` are the costs of the first segment up to the cut ``c`` and of the
-    last one from it on. A chain dearer than the limit is not found: its cost is infinite.
+    ``first[c]`` and ``last[c]`` are the costs of the first segment up to the inner cut ``c``, which
+    is ``c + 1`` in ``costs``, and of the last one from it on; ``reach`` is in inner cuts. A chain
+    dearer than the limit is not found: its cost is infinite.
     """
-    count = len(costs)
+    count = len(first)
     total = first.copy()
     choices = np.zeros((entries, count), dtype=np.int64)
     for number in range(1, entries - 1):
@@ -142,7 +147,7 @@ def best_chain(costs, reach, first, last, entries, limit):
             if reached > limit:
                 continue
             for end in range(start, reach[start] + 1):
-                cost = reached + costs[start, end]
+                cost = reached + costs[start + 1, end + 1]
                 if cost < better[end]:
                     better[end] = cost
                     choices[number, end] = start

@@ -228,9 +228,8 @@ class _Solver:
         if right is not None:
             last = _segments.line_cost((sums[end] - sums[1:end]).T, *right)
             last[cuts > self._found.inside[1]] = math.inf
-        inner = np.ascontiguousarray(costs[1:end, 1:end])
         reach = np.minimum(reach[1:end] - 1, end - 2)
-        cost, chosen = _segments.best_chain(inner, reach, first, last, self._entries, limit)
+        cost, chosen = _segments.best_chain(costs, reach, first, last, self._entries, limit)
         return float(cost), cuts[chosen]
 
     def _solution(
