@@ -20,14 +20,15 @@ from typing import Any
 import click
 import torch
 from amaranth.back import rtlil
-from amaranth.hdl import Elaboratable, Shape
-from amaranth.lib.wiring import Component
+from amaranth.hdl import Elaboratable, Module, Shape
+from amaranth.lib import stream
+from amaranth.lib.wiring import Component, In, Out, connect, flipped
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from mxhw.arith.dot import queue_depth
-from mxhw.arith.pipeline import StreamFifo
+from mxhw.arith.pipeline import OutputQueue
 from mxhw.lut import FUNCTIONS, LoadableFloatPwlUnit, LoadablePwlUnit, fit
 from mxhw.lut.choice import TABLES, largest_table_error, table_luts
 from mxhw.lut.optimal import STORAGES
@@ -170,10 +171,38 @@ UNITS: dict[str, Callable[[], Any]] = {
 }
 
 
-def _queue(unit: Component) -> StreamFifo:
-    """The stream's queue at the end of a unit, which published units do not have."""
-    shape = unit.o.payload.shape()
-    return StreamFifo(shape=Shape.cast(shape), depth=queue_depth(unit.latency - 1))
+class _Queue(Component):
+    """The stream's queue at the end of a unit, which published units do not have.
+
+    Reservations and pushes come from the unit, each in its cycle, so that they share no logic.
+    """
+
+    def __init__(self, unit: Component):
+        self._depth = queue_depth(unit.latency - 1)
+        shape = Shape.cast(unit.o.payload.shape())
+        super().__init__(
+            {
+                "payload": In(shape),
+                "push": In(1),
+                "reserve": In(1),
+                "free": Out(1),
+                "o": Out(stream.Signature(shape)),
+            }
+        )
+
+    def elaborate(self, platform):
+        """The queue alone."""
+        m = Module()
+        shape = self.payload.shape()
+        m.submodules.queue = queue = OutputQueue(shape=shape, depth=self._depth)
+        m.d.comb += [
+            queue.i.payload.eq(self.payload),
+            queue.i.valid.eq(self.push),
+            queue.reserve.eq(self.reserve),
+            self.free.eq(queue.free),
+        ]
+        connect(m, queue.o, flipped(self.o))
+        return m
 
 
 def _run_yosys(unit: Elaboratable, commands: str, folder: Path) -> str:
@@ -219,7 +248,7 @@ def without_queue(make: Callable[[], Any], measure: Callable[[Any, Path], Any]) 
     """A measure of a unit less that of its stream's queue."""
     with tempfile.TemporaryDirectory() as scratch:
         whole = measure(make(), Path(scratch))
-        queue = measure(_queue(make()), Path(scratch))
+        queue = measure(_Queue(make()), Path(scratch))
     return {key: whole[key] - queue[key] for key in whole}
 
 
