@@ -238,7 +238,7 @@ def _control(b: FoldedBinding) -> dict[str, UnitCost]:
     return {
         "sequencer": UnitCost(255, 135),
         "weight_select": UnitCost(2.03 * word, 13),
-        "routes": UnitCost(210 + _queue(wide, 2).lut, 130),
+        "routes": UnitCost(210 + 3 * _queue(wide, 2).lut, 150),
         "operands": _queue(beat, shape.max_blocks * shape.beats_per_block),
         "queries": _plus(head, _query_slots(b)),
         "attended": head,

@@ -42,6 +42,8 @@ _PARTS = {
     "memory_route": "routes",
     "result_route": "routes",
     "wide_queue": "routes",
+    "rope_queue": "routes",
+    "attention_queue": "routes",
     "wide_route": "routes",
     "values_register": "routes",
     "fixed_route": "routes",

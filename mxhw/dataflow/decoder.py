@@ -3,6 +3,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from amaranth import Module, unsigned
 from amaranth.lib import stream, wiring
@@ -38,6 +39,13 @@ from mxhw.sw.golden.tensor import MXTensor
 __all__ = ["DecoderParameters", "FoldedDecoder", "TableBits"]
 
 _COMMAND_DEPTH = 4
+
+
+def _queued(m: Module, name: str, source: Any, depth: int = 2) -> Any:
+    """The stream behind a queue of that name."""
+    m.submodules[name] = queue = StreamFifo(shape=payload_shape(source), depth=depth)
+    link(m, source, queue.i)
+    return queue.o
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,12 +179,12 @@ class FoldedDecoder(wiring.Component):
             "argmax": self._argmax.latency + 1,
             "residual": self._residual.latency,
             "norm": self._norm.latency,
-            "rope": self._rope.latency,
+            "rope": 1 + self._rope.latency,
             "rope_beat": max(self._rope.interval // beats, 1),
             "softmax": self._softmax.latency,
             "softmax_block": self._p.shape.block_size // self._p.softmax_lanes,
             "softmax_interval": self._softmax.interval(position),
-            "attention": self._attention.latency,
+            "attention": 1 + self._attention.latency,
             "attention_beat": max(self._attention.interval // beats, 1),
             "gated": self._gated.latency,
             "gated_block": self._gated.interval,
@@ -341,36 +349,29 @@ class FoldedDecoder(wiring.Component):
 
     def _link_operands(self, m: Module) -> None:
         p, shape = self._p, self._p.shape
-        beat = BlockBeat(format=p.activation_format, lanes=shape.lanes)
         head_beats = p.query_blocks * shape.beats_per_block
         # All heads wait here while the engine is still busy with the keys and values, or with the
         # other heads; a shorter queue would stop what those depend on.
-        queries = m.submodules.queries = StreamFifo(shape=beat, depth=head_beats)
-        attended = m.submodules.attended = StreamFifo(shape=beat, depth=head_beats)
-        link(m, self._rope.o_query, queries.i)
-        link(m, self._attention.o, attended.i)
-        query = queries.o
+        query = _queued(m, "queries", self._rope.o_query, head_beats)
+        attended = _queued(m, "attended", self._attention.o, head_beats)
         if p.slots > 1:
             m.submodules.query_slots = slots = QuerySlots(
                 format=p.activation_format, lanes=shape.lanes, slots=p.slots
             )
-            link(m, queries.o, slots.i)
+            link(m, query, slots.i)
             query = slots.o
         sources = {
             Operand.NORM: self._norm.o,
             Operand.QUERY: query,
             Operand.PROBABILITIES: self._softmax.o,
-            Operand.ATTENTION: attended.o,
+            Operand.ATTENTION: attended,
             Operand.GATED: self._gated.o,
         }
         for operand, source in sources.items():
             link(m, source, self._operand_select.i[operand.value])
         # Holds the longest operand while the engine works on the step before.
-        m.submodules.operands = operands = StreamFifo(
-            shape=beat, depth=shape.max_blocks * shape.beats_per_block
-        )
-        link(m, self._operand_select.o, operands.i)
-        link(m, operands.o, self._engine.i_x)
+        longest = shape.max_blocks * shape.beats_per_block
+        link(m, _queued(m, "operands", self._operand_select.o, longest), self._engine.i_x)
 
     def _link_weights(self, m: Module) -> None:
         p, shape = self._p, self._p.shape
@@ -405,17 +406,11 @@ class FoldedDecoder(wiring.Component):
         link(m, fixed, self._to_fixed.i)
         # Queues cut the chains of ready signals that would reach from the host to the engine, and
         # from every unit behind a route to the one before it.
-        wide_beat = payload_shape(self._quantizer.o)
-        m.submodules.wide_queue = wide_queue = StreamFifo(shape=wide_beat, depth=2)
-        link(m, self._quantizer.o, wide_queue.i)
-        link(m, wide_queue.o, self._wide_route.i)
+        link(m, _queued(m, "wide_queue", self._quantizer.o), self._wide_route.i)
         fixed_beat = FixedBeat(lanes=shape.lanes)
-        m.submodules.fixed_queue = fixed_queue = StreamFifo(shape=fixed_beat, depth=2)
-        m.submodules.logits_queue = logits_queue = StreamFifo(shape=fixed_beat, depth=2)
         # Comparisons with the maximum so far follow, which should not begin at a memory.
         m.submodules.fixed_register = fixed_register = StreamRegister(shape=fixed_beat)
-        link(m, self._to_fixed.o, fixed_queue.i)
-        link(m, fixed_queue.o, fixed_register.i)
+        link(m, _queued(m, "fixed_queue", self._to_fixed.o), fixed_register.i)
         link(m, fixed_register.o, self._fixed_route.i)
 
         results = self._wide_route.o
@@ -424,10 +419,13 @@ class FoldedDecoder(wiring.Component):
             link(m, rotated, self._bias.i_wide)
             link(m, values, self._bias.i_narrow)
             rotated, values = self._bias.o_wide, self._bias.o_narrow
-        link(m, rotated, self._rope.i)
+        # Whether these take a beat depends on all of their pipelines, and would reach back through
+        # the route.
+        link(m, _queued(m, "rope_queue", rotated), self._rope.i)
+        sums = _queued(m, "attention_queue", results[Destination.ATTENTION.value])
+        link(m, sums, self._attention.i)
         link(m, results[Destination.RESIDUAL.value], self._residual.i_add)
         link(m, results[Destination.GATED.value], self._gated.i)
-        link(m, results[Destination.ATTENTION.value], self._attention.i)
         # What a value leads to in the cache would come behind all of the route.
         beat = payload_shape(self._values.i)
         m.submodules.values_register = into = StreamRegister(shape=beat)
@@ -444,31 +442,19 @@ class FoldedDecoder(wiring.Component):
         link(m, self._fixed_route.o[0], self._softmax.i)
         link(m, self._fixed_route.o[1], self._tap.i)
         link(m, self._tap.o, self._argmax.i)
-        link(m, self._tap.o_copy, logits_queue.i)
         m.submodules.logits_register = register = StreamRegister(shape=fixed_beat)
-        link(m, logits_queue.o, register.i)
+        link(m, _queued(m, "logits_queue", self._tap.o_copy), register.i)
         link(m, register.o, wiring.flipped(self.o_logits))
-        token = payload_shape(self._argmax.o)
-        m.submodules.token_queue = token_queue = StreamFifo(shape=token, depth=2)
-        link(m, self._argmax.o, token_queue.i)
-        link(m, token_queue.o, wiring.flipped(self.o_token))
+        link(m, _queued(m, "token_queue", self._argmax.o), wiring.flipped(self.o_token))
 
         link(m, self._embedding.o, self._residual.i_load)
         link(m, self._residual.o, self._norm.i)
         link(m, self._rope.o_key, self._keys.i)
-        m.submodules.scales_queue = scales = StreamFifo(
-            shape=payload_shape(self._values.o_scales), depth=2
-        )
-        link(m, self._values.o_scales, scales.i)
-        link(m, scales.o, self._softmax.i_scales)
+        link(m, _queued(m, "scales_queue", self._values.o_scales), self._softmax.i_scales)
         totals = self._softmax.o_total
         if self._p.slots > 1:
             # A block of sums is complete, and the first total used, after the last of its heads.
-            m.submodules.totals = queue = StreamFifo(
-                shape=payload_shape(totals), depth=self._p.slots
-            )
-            link(m, totals, queue.i)
-            totals = queue.o
+            totals = _queued(m, "totals", totals, self._p.slots)
         link(m, totals, self._attention.i_total)
 
     def _link_commands(self, m: Module) -> None:
@@ -491,8 +477,4 @@ class FoldedDecoder(wiring.Component):
         }
         for name, sink in commands.items():
             source = getattr(self._sequencer, f"o_{name}")
-            m.submodules[f"{name}_commands"] = queue = StreamFifo(
-                shape=payload_shape(source), depth=_COMMAND_DEPTH
-            )
-            link(m, source, queue.i)
-            link(m, queue.o, sink)
+            link(m, _queued(m, f"{name}_commands", source, _COMMAND_DEPTH), sink)
