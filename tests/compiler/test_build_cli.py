@@ -97,12 +97,12 @@ def test_a_board_with_a_vendors_tools_ends_with_a_project(cli, stand):
     assert stand.seen[-1][1].bitstream is False
 
 
-def test_without_board_the_build_ends_after_simulation(cli, stand):
+def test_without_board_the_build_ends_before_synthesis(cli, stand):
     assert cli("llama")[0] == 0
-    assert stand.seen[-1][0] == "simulate"
+    assert [name for name, _ in stand.seen][-2:] == ["simulate", "errors"]
     assert stand.seen[-1][1].board is False
     assert cli("llama", "--board")[0] == 0
-    assert [name for name, _ in stand.seen][4:] == ["synthesise", "place-and-route", "bitstream"]
+    assert [name for name, _ in stand.seen][5:] == ["synthesise", "place-and-route", "bitstream"]
 
 
 def test_progress_is_on_the_error_output_in_plain_lines(cli, stand):
