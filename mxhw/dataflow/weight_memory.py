@@ -187,7 +187,7 @@ class WeightMemory(wiring.Component):
         with m.If(advance):
             m.d.sync += behind.eq(address >= split)
         words = self._words[split:]
-        other = self._read(m, f"rest_{index}", fields, words, "distributed", place, advance)
+        other = self._read(m, f"rest_{index}", fields, words, "logic", place, advance)
         return Mux(behind, other, data)
 
     def _read(

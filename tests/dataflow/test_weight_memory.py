@@ -3,9 +3,11 @@ import random
 
 import pytest
 import torch
+from unit_cost import cell_counts
 
 from mxhw.arith.shapes import BlockWord
-from mxhw.dataflow.weight_memory import WeightMemory, WordDecoder
+from mxhw.dataflow.key_cache import block_rams
+from mxhw.dataflow.weight_memory import WeightMemory, WordDecoder, memory_parts
 from mxhw.formats import BlockFormat, parse_format
 from mxhw.sw.golden import quantize
 from mxhw.sw.packing import pack_matrix
@@ -42,6 +44,17 @@ def test_words_in_lookup_tables_take_no_block_ram():
     words = [0] * 20
     unit = WeightMemory(format=MXINT8, rows=1, words=words, block_words=16)
     assert unit.cost()["memory_bits"] == 16 * 264
+
+
+def test_words_behind_the_block_rams_are_synthesised(tmp_path):
+    rng = random.Random(3)
+    words = [rng.getrandbits(MXINT8.block_bits) for _ in range(24)]
+    unit = WeightMemory(format=MXINT8, rows=1, words=words, block_words=16)
+    cells = cell_counts(unit, tmp_path)
+    parts = memory_parts(MXINT8, 1)
+    assert cells["DP16KD"] == sum(block_rams(sum(w for _, w in part), 16) for part in parts)
+    # A table of four inputs would hold sixteen words of a bit: eight need half of one at most.
+    assert MXINT8.block_bits < cells["LUT4"] < 4 * MXINT8.block_bits
 
 
 @pytest.mark.parametrize("name", ["mxint8", "mxint4", "mxfp4", "mxfp6_e2m3", "mxfp6_e3m2"])
