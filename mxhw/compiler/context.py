@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -269,6 +269,10 @@ class Context:
 
     @functools.cached_property
     def _fitted(self) -> "Estimate":
+        return self._fit()
+
+    def _fit(self, contexts: Sequence[int] = ()) -> "Estimate":
+        """The widest binding that the board's device holds, also for other contexts."""
         from mxhw.compiler.estimate import fit
 
         capacity = self.board.capacity
@@ -278,6 +282,7 @@ class Context:
             multipliers=capacity.multipliers,
             luts=capacity.luts,
             block_rams=capacity.block_rams * self._blocks_a_ram,
+            contexts=contexts,
         )
 
     def fitting_context(self) -> int:
@@ -286,7 +291,6 @@ class Context:
         Those that the model was made for, at most 1024, if the board's device holds them; else the
         largest number of whole blocks that it does hold; if it holds none, the first again.
         """
-        from mxhw.compiler.estimate import fit
         from mxhw.compiler.memory import memory_needed
 
         config, options, capacity = self.config, self.options, self.board.capacity
@@ -298,15 +302,7 @@ class Context:
             # Lowering a large model takes long, and no context would help.
             return whole
         size = options.activation_format.block_size
-        figures = fit(
-            self.decode,
-            options,
-            multipliers=capacity.multipliers,
-            luts=capacity.luts,
-            block_rams=capacity.block_rams * self._blocks_a_ram,
-            contexts=range((whole - 1) // size * size, 0, -size),
-        )
-        return figures.binding.shape.context
+        return self._fit(range((whole - 1) // size * size, 0, -size)).binding.shape.context
 
     @property
     def _blocks_a_ram(self) -> int:
