@@ -111,7 +111,7 @@ def one_build_at_a_time() -> Iterator[None]:
 def quick_build() -> Iterator[None]:
     """Build simulators that run slower: a few thousand cycles are not worth an optimisation."""
     flags = _build.FLAGS
-    _build.FLAGS = tuple("-O1" if flag == "-O3" else flag for flag in flags)
+    _build.FLAGS = tuple("-O1" if flag == "-O2" else flag for flag in flags)
     try:
         yield
     finally:

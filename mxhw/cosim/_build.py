@@ -13,12 +13,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mxhw.cosim import _split, _translate
+from mxhw.cosim import _bits, _split, _translate, _words
 from mxhw.errors import BuildError, ToolError
 
 __all__ = ["build_library", "default_build_dir", "find_compiler"]
 
-FLAGS = ("-std=c++14", "-O3", "-fPIC", "-shared", "-fno-semantic-interposition", "-w")
+#: CXXRTL_NDEBUG: an address beyond a memory reads 0, as it does in Amaranth's simulator.
+FLAGS = ("-std=c++14", "-O2", "-fPIC", "-fno-semantic-interposition", "-w", "-DCXXRTL_NDEBUG")
 _DRIVER = Path(__file__).with_name("driver.cc")
 
 
@@ -76,18 +77,9 @@ def _version(compiler: tuple[str, ...]) -> str:
     return result.stdout
 
 
-def _digest(text: str, compiler: list[str], level: int) -> str:
+def _digest(compiler: list[str], *parts: str) -> str:
     digest = hashlib.sha256()
-    translation = [Path(module.__file__ or "") for module in (_split, _translate)]
-    for part in (
-        text,
-        *(path.read_text() for path in (_DRIVER, *translation)),
-        *compiler,
-        _version(tuple(compiler)),
-        *FLAGS,
-        str(level),
-        _yosys_version(),
-    ):
+    for part in (*parts, *compiler, _version(tuple(compiler)), *FLAGS, _yosys_version()):
         digest.update(part.encode())
         digest.update(b"\0")
     return digest.hexdigest()
@@ -141,10 +133,13 @@ def build_library(
     folder = Path(build_dir) if build_dir is not None else default_build_dir()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     level = _translate.INNER_LEVEL if inner_signals else _translate.STATE_LEVEL
-    key = _digest(text, compiler, level)
+    sources = [Path(module.__file__ or "") for module in (_bits, _split, _translate, _words)]
+    translation = [path.read_text() for path in (_DRIVER, *sources)]
+    key = _digest(compiler, text, *translation, str(level))
     library = folder / f"{key}.so"
     if library.exists():
         return library
+    driver = _build_driver(compiler, include, folder)
     with tempfile.TemporaryDirectory(prefix=f"{key[:12]}-", dir=folder) as work:
         source = Path(work, "design.v" if verilog else "design.il")
         source.write_text(text)
@@ -152,41 +147,43 @@ def build_library(
         translate = [sys.executable, "-m", "mxhw.cosim._translate"]
         command = [*translate, source.name, "design.cc", str(level)]
         _call(command, work, "Yosys could not translate the design to C++")
-        units = _split.split(Path(work, "design.cc").read_text(), _DRIVER.read_text())
-        jobs = os.cpu_count() or 1
-        sources = [name for name in units if name.endswith(".cc")]
-        noun = "unit" if len(sources) == 1 else "units"
-        progress(
-            f"Compiling {len(sources)} {noun} of C++ ({shlex.join(compiler)}, {jobs} at a time)"
-        )
+        units = _split.split(_words.rewrite(Path(work, "design.cc").read_text()))
         for name, unit in units.items():
             Path(work, name).write_text(unit)
+        names = [name for name in units if name.endswith(".cc")]
+        jobs = os.cpu_count() or 1
+        noun = "unit" if len(names) == 1 else "units"
+        progress(f"Compiling {len(names)} {noun} of C++ ({shlex.join(compiler)}, {jobs} at a time)")
+
+        def compile_one(name: str) -> str:
+            return _compile(compiler, include, name, work)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            objects = list(pool.map(compile_one, names))
         result = Path(work, "design.so")
-        if len(sources) == 1:
-            command = [*compiler, *FLAGS, "-I", str(include), *sources, "-o", result.name]
-            _call(command, work, "The C++ compiler failed")
-        else:
-            _compile_units(compiler, include, sources, work, result, jobs)
+        command = [*compiler, *FLAGS, "-shared", *objects, str(driver), "-o", result.name]
+        _call(command, work, "The linker failed")
         # Another process may build the same library: the last one to finish wins, atomically.
         os.replace(result, library)
     return library
 
 
-def _compile_units(
-    compiler: list[str], include: Path, sources: list[str], work: str, result: Path, jobs: int
-) -> None:
-    flags = [flag for flag in FLAGS if flag != "-shared"]
+def _build_driver(compiler: list[str], include: Path, folder: Path) -> Path:
+    """The object file of the part that is the same for all designs."""
+    text = _DRIVER.read_text()
+    target = folder / f"driver-{_digest(compiler, text)}.o"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(prefix="driver-", dir=folder) as work:
+            Path(work, _DRIVER.name).write_text(text)
+            os.replace(Path(work, _compile(compiler, include, _DRIVER.name, work)), target)
+    return target
 
-    def compile_one(name: str) -> str:
-        target = name.removesuffix(".cc") + ".o"
-        command = [*compiler, *flags, "-I", str(include), "-c", name, "-o", target]
-        _call(command, work, "The C++ compiler failed")
-        return target
 
-    with ThreadPoolExecutor(jobs) as pool:
-        objects = list(pool.map(compile_one, sources))
-    command = [*compiler, *FLAGS, *objects, "-o", result.name]
-    _call(command, work, "The linker failed")
+def _compile(compiler: list[str], include: Path, name: str, work: str) -> str:
+    target = name.removesuffix(".cc") + ".o"
+    command = [*compiler, *FLAGS, "-I", str(include), "-c", name, "-o", target]
+    _call(command, work, "The C++ compiler failed")
+    return target
 
 
 def _call(command: list[str], work: str, failure: str) -> None:

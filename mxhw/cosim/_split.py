@@ -18,7 +18,7 @@ __all__ = ["split"]
 #: Designs with fewer characters of evaluation stay in one piece, which gives the fastest code.
 SMALL_CHARACTERS = 100_000
 #: Characters of a piece, and of a file.
-PIECE_CHARACTERS = 4_000
+PIECE_CHARACTERS = 60_000
 UNIT_CHARACTERS = 400_000
 
 _LOCAL = re.compile(r"\tvalue<\d+> (\w+);")
@@ -35,24 +35,29 @@ class _Function:
     pieces: list[str] = field(default_factory=list)
 
 
-def split(design: str, driver: str) -> dict[str, str]:
-    """Return the files to compile, by name, for the C++ of a design and the driver."""
-    macros = []
-    if "/*input*/ value<1> p_clk;" in design:
-        macros.append("#define MXHW_CLOCK")
-    edges = set(re.findall(r"^\tvalue<1> (prev_\w+);", design, re.MULTILINE))
-    if edges == {"prev_p_clk"}:
-        macros.append("#define MXHW_EDGE")
-    if "\tbool converged = false;" in design or edges - {"prev_p_clk"}:
-        macros.append("#define MXHW_DELTAS")
+def split(design: str) -> dict[str, str]:
+    """Return the files to compile, by name, for the C++ of a design."""
     start, end = _body(design, "bool p_top::eval(performer *performer) {\n")
     if end - start < SMALL_CHARACTERS:
-        units = {"design.h": design + "\nusing mxhw_top = cxxrtl_design::p_top;\n"}
+        units = {"design.cc": design + "\nusing mxhw_top = cxxrtl_design::p_top;\n"}
     else:
         units = _split_units(design)
-    macros.append('#include "design.h"\n')
-    units["driver.cc"] = "#define CXXRTL_NDEBUG\n" + "\n".join(macros) + driver
+    units["design.cc"] += _constructor(design)
     return units
+
+
+def _constructor(design: str) -> str:
+    """The function by which the driver gets the design."""
+    clock = "&top->p_clk.data[0]" if "/*input*/ value<1> p_clk;" in design else "nullptr"
+    edges = set(re.findall(r"^\tvalue<1> (prev_\w+);", design, re.MULTILINE))
+    last_clock = "&top->prev_p_clk.data[0]" if edges == {"prev_p_clk"} else "nullptr"
+    deltas = "\tbool converged = false;" in design or bool(edges - {"prev_p_clk"})
+    return (
+        "\ncxxrtl::module *mxhw_design(uint32_t **clock, uint32_t **last_clock, bool *deltas) {\n"
+        "\tmxhw_top *top = new mxhw_top;\n"
+        f"\t*clock = {clock};\n\t*last_clock = {last_clock};\n"
+        f"\t*deltas = {str(deltas).lower()};\n\treturn top;\n}}\n"
+    )
 
 
 def _body(text: str, head: str) -> tuple[int, int]:
@@ -127,10 +132,7 @@ def _split_units(design: str) -> dict[str, str]:
         f"CXXRTL_EXTREMELY_COLD\nvoid p_top_debug::debug_{index}() {{\n{body}}}\n"
         for index, body in enumerate(debug.pieces)
     ]
-    opening = (
-        '#define CXXRTL_NDEBUG\n#include "design.h"\n'
-        "using namespace cxxrtl_yosys;\n\nnamespace cxxrtl_design {\n\n"
-    )
+    opening = '#include "design.h"\nusing namespace cxxrtl_yosys;\n\nnamespace cxxrtl_design {\n\n'
     units = {"design.h": "#pragma once\n" + "".join(header)}
     for index, body in enumerate([*_group(pieces), *_group(cold)]):
         units[f"unit_{index}.cc"] = opening + body + namespace

@@ -1,13 +1,8 @@
 // The native half of the CXXRTL engine: the clock loop, the streams and the checks.
 //
-// Compiled in one unit with the design that Yosys wrote, so that the compiler can see through
-// eval() and commit(). Python calls in once per run, not once per cycle. The behaviour, draw for
-// draw, is that of mxhw/cosim/pysim.py.
-//
-// What _split.py puts before this: CXXRTL_NDEBUG (an address beyond a memory reads 0, as it does in
-// Amaranth's simulator), MXHW_CLOCK (the design has a clock port), MXHW_EDGE (some state is clocked
-// by it), MXHW_DELTAS (one evaluation may not settle it), and design.h, which names the design's
-// class mxhw_top.
+// Compiled once, for all designs: it knows of a design only what mxhw_design() tells, which
+// _split.py writes beside the code of Yosys. Python calls in once per run, not once per cycle. The
+// behaviour, draw for draw, is that of mxhw/cosim/pysim.py.
 
 #include <cxxrtl/cxxrtl_vcd.h>
 
@@ -17,6 +12,10 @@
 #include <memory>
 #include <string>
 #include <vector>
+
+// Makes the design's class; tells where its clock and the clock's last level are, each null if there
+// is none, and whether one evaluation may not settle it.
+cxxrtl::module *mxhw_design(uint32_t **clock, uint32_t **last_clock, bool *deltas);
 
 namespace {
 
@@ -67,7 +66,9 @@ struct Performer : cxxrtl::performer {
 };
 
 struct Simulation {
-  mxhw_top top;
+  uint32_t *clock = nullptr, *last_clock = nullptr;
+  bool deltas = false;
+  std::unique_ptr<cxxrtl::module> top;
   cxxrtl::debug_items items;
   Performer performer;
   std::vector<std::unique_ptr<Stream>> streams;
@@ -78,9 +79,9 @@ struct Simulation {
   std::FILE *vcd_file = nullptr;
   uint64_t vcd_begin = 0, vcd_end = 0;
 
-  Simulation() {
-    top.debug_info(&items, nullptr, "");
-    top.step(&performer);
+  Simulation() : top(mxhw_design(&clock, &last_clock, &deltas)) {
+    top->debug_info(&items, nullptr, "");
+    top->step(&performer);
   }
   ~Simulation() { close_vcd(); }
 
@@ -157,24 +158,21 @@ struct Simulation {
   }
 
   void set_clock(bool value) {
-#ifdef MXHW_CLOCK
-    top.p_clk.data[0] = value;
-#endif
-    (void)value;
+    if (clock != nullptr) *clock = value;
   }
 
   // The clock falls, the design settles, everything is sampled, the clock rises, and so on.
   int slow_cycle(bool sampled) {
     bool traced = vcd_file != nullptr && cycles >= vcd_begin;
     set_clock(false);
-    top.step(&performer);
+    top->step(&performer);
     if (traced) write_vcd(cycles * 1000);
     int stop = sampled ? sample_all() : int(DONE);
     if (stop != DONE || performer.failed) return stop;
     set_clock(true);
-    top.step(&performer);
+    top->step(&performer);
     if (traced) {
-      top.step(&performer);
+      top->step(&performer);
       write_vcd(cycles * 1000 + 500);
     }
     return DONE;
@@ -183,24 +181,20 @@ struct Simulation {
   // One evaluation does both: it computes what the design shows before the edge from the present
   // state, and the next state, which commit() then makes the present one.
   int fast_cycle(bool sampled) {
-#ifdef MXHW_EDGE
-    top.p_clk.data[0] = 1;
-    top.prev_p_clk.data[0] = 0;
-#endif
-    top.eval(&performer);
+    if (last_clock != nullptr) {
+      *clock = 1;
+      *last_clock = 0;
+    }
+    top->eval(&performer);
     int stop = sampled ? sample_all() : int(DONE);
     if (stop != DONE) return stop;
-    top.commit();
+    top->commit();
     return DONE;
   }
 
   int cycle(bool sampled) {
-#ifdef MXHW_DELTAS
-    int stop = slow_cycle(sampled);
-#else
     bool traced = vcd_file != nullptr && cycles >= vcd_begin;
-    int stop = traced ? slow_cycle(sampled) : fast_cycle(sampled);
-#endif
+    int stop = deltas || traced ? slow_cycle(sampled) : fast_cycle(sampled);
     if (performer.failed) return ASSERTION;
     if (stop != DONE) return stop;
     cycles++;
@@ -341,7 +335,7 @@ size_t mxhw_size(void *handle, const char *name) {
 
 void mxhw_peek(void *handle, const char *name, uint32_t *out) {
   const cxxrtl::debug_item *object = sim(handle)->find(name);
-  sim(handle)->top.step(&sim(handle)->performer);
+  sim(handle)->top->step(&sim(handle)->performer);
   if (object->outline != nullptr) object->outline->eval();
   std::copy_n(object->curr, (object->width + 31) / 32, out);
 }
