@@ -156,7 +156,8 @@ def build_library(
         progress(f"Compiling {len(names)} {noun} of C++ ({shlex.join(compiler)}, {jobs} at a time)")
 
         def compile_one(name: str) -> str:
-            return _compile(compiler, include, name, work)
+            cold = len(names) > 1 and name == _split.COLD
+            return _compile(compiler, include, name, work, *(["-O0"] if cold else []))
 
         with ThreadPoolExecutor(jobs) as pool:
             objects = list(pool.map(compile_one, names))
@@ -179,9 +180,9 @@ def _build_driver(compiler: list[str], include: Path, folder: Path) -> Path:
     return target
 
 
-def _compile(compiler: list[str], include: Path, name: str, work: str) -> str:
+def _compile(compiler: list[str], include: Path, name: str, work: str, *options: str) -> str:
     target = name.removesuffix(".cc") + ".o"
-    command = [*compiler, *FLAGS, "-I", str(include), "-c", name, "-o", target]
+    command = [*compiler, *FLAGS, *options, "-I", str(include), "-c", name, "-o", target]
     _call(command, work, "The C++ compiler failed")
     return target
 

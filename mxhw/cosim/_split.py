@@ -21,6 +21,9 @@ SMALL_CHARACTERS = 100_000
 PIECE_CHARACTERS = 60_000
 UNIT_CHARACTERS = 400_000
 
+#: The file of what runs once: reset and debug information. In a design of one piece it is all.
+COLD = "design.cc"
+
 _LOCAL = re.compile(r"\tvalue<\d+> (\w+);")
 _EDGE = re.compile(r"\tbool (\w+) = this->\w+\(\);")
 _NAME = re.compile(r"\bp_\w+|\bi_\w+")
@@ -39,10 +42,10 @@ def split(design: str) -> dict[str, str]:
     """Return the files to compile, by name, for the C++ of a design."""
     start, end = _body(design, "bool p_top::eval(performer *performer) {\n")
     if end - start < SMALL_CHARACTERS:
-        units = {"design.cc": design + "\nusing mxhw_top = cxxrtl_design::p_top;\n"}
+        units = {COLD: design + "\nusing mxhw_top = cxxrtl_design::p_top;\n"}
     else:
         units = _split_units(design)
-    units["design.cc"] += _constructor(design)
+    units[COLD] += _constructor(design)
     return units
 
 
@@ -137,7 +140,7 @@ def _split_units(design: str) -> dict[str, str]:
     for index, body in enumerate([*_group(pieces), *_group(cold)]):
         units[f"unit_{index}.cc"] = opening + body + namespace
     at = definitions.index(namespace)
-    units["design.cc"] = opening + "".join(calls) + definitions[:at] + namespace
+    units[COLD] = opening + "".join(calls) + definitions[:at] + namespace
     return units
 
 

@@ -36,6 +36,7 @@ __all__ = ["rewrite"]
 _DECLARATION = re.compile(r"\b(?:value|wire)<(\d+)> (\w+)\b")
 _COMMIT = re.compile(r"(\t+)if \((\w+)\.commit\(observer\)\) changed = true;")
 _STATEMENT = re.compile(r"(\t+)((?:[pi]_|tmp_)\w+[^ ]*) = (.*);")
+_RESET = re.compile(r"(\t+)(\w+) = wire<(\d+)>(\{[^{}]*\});")
 _UPDATE = re.compile(r"(\t+)(memory_\w+)\.update\((tmp_\d+\.index), (.*), (-?\d+)\);")
 _TARGET = re.compile(r"(\w+(?:\.next|\.curr)?)(?:\.slice<(\d+)(?:,(\d+))?>\(\))?")
 _TOKEN = re.compile(r"0x[0-9a-f]+u|\d+u?|\w+|[.<>(){}?:,]")
@@ -365,6 +366,8 @@ def rewrite(design: str) -> str:
 def _line(line: str, widths: dict[str, int]) -> str:
     text = line.rstrip("\n")
     try:
+        if match := _RESET.fullmatch(text):
+            return match[1] + _reset(match[2], f"value<{match[3]}>{match[4]}", widths) + "\n"
         if match := _STATEMENT.fullmatch(text):
             return match[1] + _assignment(match[2], match[3], widths) + "\n"
         if match := _UPDATE.fullmatch(text):
@@ -395,6 +398,14 @@ def _assignment(target: str, source: str, widths: dict[str, int]) -> str:
     stores = _stores(name, bits, low, width, names)
     parts = [*names.declarations, *stores]
     return parts[0] if len(parts) == 1 else "{ " + " ".join(parts) + " }"
+
+
+def _reset(name: str, source: str, widths: dict[str, int]) -> str:
+    (bits,) = _Reader(source, widths, _Names()).read_all()
+    return " ".join(
+        f"{name}.curr.data[{index}] = {name}.next.data[{index}] = {word};"
+        for index, word in enumerate(bits.words())
+    )
 
 
 def _stores(name: str, bits: Bits, low: int, width: int, names: _Names) -> list[str]:
