@@ -52,13 +52,17 @@ def accumulate(
     tuple
         The accumulator and its exponent, ``guard_bits`` below the largest exponent of the terms.
     """
-    aligned = exponents >> align_bits << align_bits
-    terms, exponents = terms << (exponents - aligned), aligned
-    total = terms[..., 0] << guard_bits
+    if align_bits:
+        aligned = exponents >> align_bits << align_bits
+        terms, exponents = terms << (exponents - aligned), aligned
+    terms = terms << guard_bits
+    total = terms[..., 0]
     exponent = exponents[..., 0].expand_as(total)
     for index in range(1, terms.shape[-1]):
-        new = torch.maximum(exponent, exponents[..., index])
-        term = shift_floor(terms[..., index] << guard_bits, new - exponents[..., index])
-        total = shift_floor(total, new - exponent) + term
+        own = exponents[..., index]
+        new = torch.maximum(exponent, own)
+        # Both shifts go to the right.
+        term = terms[..., index] >> (new - own).clamp(max=_LONGEST_SHIFT)
+        total = (total >> (new - exponent).clamp(max=_LONGEST_SHIFT)) + term
         exponent = new
     return total, exponent - guard_bits

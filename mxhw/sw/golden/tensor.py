@@ -134,8 +134,6 @@ def _exceeds(mantissa: torch.Tensor, limit: int) -> torch.Tensor:
 def _rule_exponent(mantissa: torch.Tensor, format: BlockFormat) -> torch.Tensor:
     """How far above its highest bit the scale rule sees a magnitude: 0 or 1."""
     element = format.element
-    if format.scale_rule == "floor":
-        return torch.zeros_like(mantissa)
     mantissa = mantissa.abs()
     if format.scale_rule == "rceil":
         return _exceeds(mantissa, element.max_significand).to(torch.int64)
@@ -171,10 +169,13 @@ def encode_float(element: ElementFormat, value: Wide, unit: torch.Tensor) -> tor
 def _encode_integer(element: ElementFormat, value: Wide, unit: torch.Tensor) -> torch.Tensor:
     """Codes of integer elements; ``unit`` is the exponent that the shared scale stands for."""
     limit = element.max_significand
+    right = unit - element.fraction_bits - value.exponent
+    if not bool((unit == SCALE_MAX - SCALE_BIAS).any()):
+        return shift_round(value.mantissa, right).clamp(-limit, limit)
+    # At the largest scale a value may be too large even for the shift.
     exponent = bit_length(value.mantissa) - 1 + value.exponent - unit
     outgrown = (exponent > element.max_exponent) & (value.mantissa != 0)
-    right = torch.where(outgrown, 0, unit - element.fraction_bits - value.exponent)
-    codes = shift_round(value.mantissa, right).clamp(-limit, limit)
+    codes = shift_round(value.mantissa, torch.where(outgrown, 0, right)).clamp(-limit, limit)
     return torch.where(outgrown, limit * value.mantissa.sign(), codes)
 
 
@@ -193,14 +194,17 @@ def quantize_wide(value: Wide, format: BlockFormat) -> MXTensor:
     size = format.block_size
     mantissa = value.mantissa.unflatten(-1, (-1, size))
     exponent = value.exponent.expand_as(value.mantissa).unflatten(-1, (-1, size))
-    top = exponent + bit_length(mantissa) - 1 + _rule_exponent(mantissa, format)
+    top = exponent + bit_length(mantissa)
+    if format.scale_rule != "floor":
+        top = top + _rule_exponent(mantissa, format)
     top = torch.where(mantissa == 0, _ZERO_EXPONENT, top).amax(-1, keepdim=True)
     zero = top == _ZERO_EXPONENT
-    unit = (top - element.max_exponent).clamp(-SCALE_BIAS, SCALE_MAX - SCALE_BIAS)
+    unit = (top - 1 - element.max_exponent).clamp(-SCALE_BIAS, SCALE_MAX - SCALE_BIAS)
     encode = _encode_integer if element.is_integer else encode_float
     codes = encode(element, Wide(mantissa, exponent), unit)
+    # Of a zero block the codes are zero by themselves.
     scales = torch.where(zero, 0, unit + SCALE_BIAS).squeeze(-1)
-    return MXTensor(torch.where(zero, 0, codes).flatten(-2), scales, format)
+    return MXTensor(codes.flatten(-2), scales, format)
 
 
 def quantize(
