@@ -14,7 +14,8 @@ from amaranth import Module, Signal, unsigned
 from amaranth.lib import memory, wiring
 from torch import fx
 
-from mxhw.compiler.binding import FoldedBinding, bind
+from mxhw.compiler.binder import bind
+from mxhw.compiler.binding import FoldedBinding
 from mxhw.compiler.elaborate import decoder_parameters
 from mxhw.compiler.lower import lower
 from mxhw.compiler.passes import LoweringOptions

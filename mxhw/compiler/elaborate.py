@@ -30,6 +30,7 @@ def decoder_parameters(binding: FoldedBinding) -> DecoderParameters:
         slots=binding.slots,
         biases=binding.biases,
         block_words=binding.block_words,
+        norm_width=binding.norm_width,
     )
 
 

@@ -13,7 +13,8 @@ from dataclasses import astuple
 from amaranth.utils import bits_for
 from torch import fx
 
-from mxhw.compiler.binding import FoldedBinding, bind
+from mxhw.compiler.binder import bind
+from mxhw.compiler.binding import FoldedBinding
 from mxhw.compiler.elaborate import elaborate
 from mxhw.compiler.passes import LoweringOptions
 from mxhw.compiler.schedule import schedule_token
@@ -187,7 +188,8 @@ def _pointwise(b: FoldedBinding) -> dict[str, UnitCost]:
     shape, tables = b.shape, b.tables
     lanes = shape.lanes
     word = shape.rows * b.engine_format.block_bits
-    dim_is_power = b.dim & (b.dim - 1) == 0
+    width = b.norm_width or b.dim
+    dim_is_power = width & (width - 1) == 0
     norm_words = len(b.norm_weights) * b.dim // lanes
     rope_words = shape.context * b.head_size // b.slots // 2
     softmax_scale = 0.3 + 0.7 * b.softmax_lanes / 2
@@ -282,8 +284,8 @@ def fit(
     """The widest binding that a device holds.
 
     If none does, the widest that only needs more block RAM, or else the narrowest.
-    For every number of rows all weight words are tried in block RAM first, and then the words
-    behind a whole depth of block RAMs in lookup tables.
+    For every number of rows all weight words are tried in block RAM first, then without the zeros
+    that fill blocks, and then with the words behind a whole depth of block RAMs in lookup tables.
 
     Parameters
     ----------
@@ -300,24 +302,33 @@ def fit(
     reason: UserError | None = None
     for rows in ROW_CHOICES:
         try:
-            bindings.append(bind(lowered, options, rows=rows))
+            bindings.append(_bound(lowered, options, rows))
         except UserError as error:
             reason = error
     if not bindings:
         raise reason or UserError("Model cannot be bound")
     short = None
-    narrowest = estimate(bindings[-1])
-    for context in (bindings[0].shape.context, *contexts):
-        for binding in bindings:
-            sized = binding if context == binding.shape.context else binding.with_context(context)
-            for variant in (sized, _in_lookup_tables(sized)):
-                if variant is None or context % variant.shape.rows:
-                    continue
-                figures = estimate(variant)
-                needs = figures.resources
-                logic = needs["dsp"] <= multipliers and needs["lut"] <= _LARGEST_SHARE * luts
-                if logic and needs["block_ram"] <= block_rams:
-                    return figures
-                if variant is binding and logic:
-                    short = short or figures
+    narrowest = estimate(bindings[-1][0])
+    own = narrowest.binding.shape.context
+    for context in (own, *contexts):
+        for variant in [variant for variants in bindings for variant in variants]:
+            if context % variant.shape.rows:
+                continue
+            sized = variant if context == own else variant.with_context(context)
+            figures = estimate(sized)
+            needs = figures.resources
+            logic = needs["dsp"] <= multipliers and needs["lut"] <= _LARGEST_SHARE * luts
+            if logic and needs["block_ram"] <= block_rams:
+                return figures
+            if sized.block_words is None and context == own and logic:
+                short = short or figures
     return short or narrowest
+
+
+def _bound(lowered: fx.GraphModule, options: LoweringOptions, rows: int) -> list[FoldedBinding]:
+    """Bindings with so many rows, each with less block RAM than those before."""
+    whole = bind(lowered, options, rows=rows)
+    shared = bind(lowered, options, rows=rows, share_zeros=True)
+    tables = _in_lookup_tables(shared)
+    fewer = [shared] if len(shared.words) < len(whole.words) else []
+    return [whole, *fewer, *([] if tables is None else [tables])]

@@ -68,6 +68,7 @@ class _Scheduler:
         self._operands: dict[Operand, list[int]] = {}
         self._scores: list[list[int]] = []
         self._sums: list[int] = []
+        self._gated: list[int] = []
         self._key_written = 0
         self._value_written = 0
         self._softmax_free = 0
@@ -133,6 +134,8 @@ class _Scheduler:
     def _load(self, operand: Operand, blocks: int, start: int) -> int:
         beats = blocks * self._shape.beats_per_block
         queue = self._operands[operand]
+        if operand is Operand.GATED:
+            self._gated = []
         taken, self._operands[operand] = queue[:beats], queue[beats:]
         if operand in _STORED:
             taken = [time + _QUEUE for time in taken]
@@ -164,6 +167,12 @@ class _Scheduler:
             if len(self._sums) % self._shape.beats_per_block:
                 return
             results, self._sums = self._sums, []
+        if step.destination is Destination.GATED:
+            # Gate and factor come in turns of a block, perhaps in several steps.
+            self._gated += results
+            if len(self._gated) % (2 * self._shape.beats_per_block):
+                return
+            results = self._gated
         times = self._blocks(results, self._d["quantizer"])
         if self._p.biases and step.destination in (Destination.ROPE, Destination.VALUES):
             times = self._blocks(times, self._d["bias"])

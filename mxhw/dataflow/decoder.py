@@ -92,6 +92,8 @@ class DecoderParameters:
         Of the queries, keys and values of each layer in turn; empty if there are none.
     block_words : int or None
         Weight words in block RAM, the others in lookup tables; by default all.
+    norm_width : int or None
+        Elements of a norm's mean where the model's width fills no whole block; by default ``dim``.
     """
 
     shape: Shape
@@ -114,6 +116,7 @@ class DecoderParameters:
     slots: int = 1
     biases: Sequence[MXTensor] = ()
     block_words: int | None = None
+    norm_width: int | None = None
 
     @property
     def query_blocks(self) -> int:
@@ -253,6 +256,7 @@ class FoldedDecoder(wiring.Component):
         self._norm = RmsNorm(
             dim=p.dim,
             epsilon=p.norm_epsilon,
+            width=p.norm_width,
             weights=p.norm_weights,
             rsqrt_bits=p.tables.norm_rsqrt,
             **beat,

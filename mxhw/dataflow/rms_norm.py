@@ -53,6 +53,8 @@ class RmsNorm(wiring.Component):
         Elements of a vector, whole blocks.
     epsilon : float
         Added to the mean square; positive.
+    width : int, optional
+        Elements that the mean is over; the others, up to ``dim``, are zeros that fill a block.
     wide_format : BlockFormat
         Format of the input: integer elements of at most 16 bits.
     format : BlockFormat
@@ -92,6 +94,7 @@ class RmsNorm(wiring.Component):
         *,
         dim: int,
         epsilon: float,
+        width: int | None = None,
         wide_format: BlockFormat,
         format: BlockFormat,
         lanes: int = 4,
@@ -120,6 +123,9 @@ class RmsNorm(wiring.Component):
             raise ValueError(
                 f"Length of a norm must be a multiple of the block size ({size}), not {dim}"
             )
+        width = dim if width is None else width
+        if not 1 <= width <= dim:
+            raise ValueError(f"Width of a norm must be 1 to its length ({dim}), not {width}")
         if not isinstance(epsilon, int | float):
             raise TypeError(f"Epsilon of a norm must be a number, not {epsilon!r}")
         if not epsilon > 0:
@@ -131,7 +137,7 @@ class RmsNorm(wiring.Component):
         self._format = format
         self._lanes = lanes
         self._rsqrt_bits = check_index_bits(rsqrt_bits, "a norm")
-        self._constants = NormConstants.of(dim, epsilon)
+        self._constants = NormConstants.of(width, epsilon)
         i_shape = BlockBeat(format=wide_format, lanes=lanes)
         weight_bits = _FACTOR_BITS - 1 if weights is None else element.bits
         self._quantizer = Quantizer(

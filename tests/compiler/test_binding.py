@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mxhw import ops
-from mxhw.compiler.binding import bind, engine_format
+from mxhw.compiler.binder import bind
+from mxhw.compiler.binding import engine_format
 from mxhw.compiler.lower import lower
 from mxhw.compiler.passes import LoweringOptions
 from mxhw.dataflow.program import Destination, Operand, Position, Weights

@@ -59,8 +59,8 @@ def test_words_behind_a_whole_depth_go_to_lookup_tables_where_block_rams_are_sho
     figures = fit(graph, options, **ULX3S, contexts=range(480, 0, -32))
     binding = figures.binding
     assert (binding.shape.context, binding.shape.rows) == (384, 4)
-    assert (len(binding.words), binding.block_words) == (2176, 2048)
-    assert "2176 weight words, 128 of them in lookup tables" in binding.describe()
+    assert (len(binding.words), binding.block_words) == (2086, 2048)
+    assert "2086 weight words, 38 of them in lookup tables" in binding.describe()
     assert figures.resources["block_ram"] == 194
     # With block RAM to spare none is in lookup tables.
     large = fit(graph, options, **LARGE | {"multipliers": 156})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mxhw import ops
-from mxhw.compiler.binding import bind
+from mxhw.compiler.binder import bind
 from mxhw.compiler.compare import compare_decoder
 from mxhw.compiler.elaborate import decoder_parameters, elaborate
 from mxhw.compiler.estimate import estimate

@@ -6,14 +6,13 @@ import pytest
 import torch
 
 from mxhw import ops
-from mxhw.compiler.binding import bind
+from mxhw.compiler.binder import bind
 from mxhw.compiler.compare import compare_decoder
 from mxhw.compiler.elaborate import elaborate
 from mxhw.compiler.ideal import IdealModel
 from mxhw.compiler.lower import lower, reset_caches
 from mxhw.compiler.passes import LoweringOptions
 from mxhw.compiler.passes.pad import HeadLayout
-from mxhw.errors import UserError
 from mxhw.models.llama import Llama, LlamaConfig, LlamaDecode
 from mxhw.sw.golden.linear import FIXED_FRACTION_BITS
 from tests.tiny import quick_build
@@ -149,26 +148,10 @@ def test_biases_are_nodes_of_their_own():
     assert {node.args[0].kwargs["format"] for node in biases} == {"mxint16"}
 
 
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        (
-            {"dim": 40},
-            r"^Width of the model must be a multiple of the block size \(32\) to bind, not 40$",
-        ),
-    ],
-)
-def test_what_the_decoder_has_no_units_for(sizes, message):
-    with pytest.raises(UserError, match=message):
-        bind(lower(LlamaDecode(make(**sizes)), OPTIONS), OPTIONS, rows=4)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_hardware_is_equal_bit_for_bit(name):
     sizes = {**SHAPES[name], "layers": 1}
-    if name == "odd widths":
-        sizes["dim"] = 64
     if name == "own head":
         sizes["vocabulary_size"] = 68
     lowered = lower(LlamaDecode(make(**sizes)), OPTIONS)
@@ -181,3 +164,29 @@ def test_hardware_is_equal_bit_for_bit(name):
     assert result.difference is None, str(result.difference)
     # Everything that a stream carries.
     assert result.nodes == 17 + 4 + 3 * sizes.get("qkv_bias", False)
+
+
+def test_zeros_that_fill_blocks_are_stored_once():
+    lowered = lower(LlamaDecode(make(hidden=44)), OPTIONS)
+    whole = bind(lowered, OPTIONS, rows=4)
+    shared = bind(lowered, OPTIONS, rows=4, share_zeros=True)
+    # Five groups of two blocks, twice a layer; the same ten words for all.
+    assert len(whole.words) - len(shared.words) == 2 * 2 * 10 - 10
+    assert len(shared.program) - len(whole.program) == 2 * 3
+    assert shared.macs == whole.macs
+    zeros = next(region for region in shared.regions if region.name == "zeros")
+    assert shared.words[zeros.base : zeros.base + zeros.words] == [0] * 10
+    steps = [step for step in shared.program if step.base == zeros.base]
+    assert [(step.groups, step.blocks) for step in steps] == [(5, 2)] * 4
+
+
+@pytest.mark.slow
+def test_hardware_with_shared_zeros_is_equal_bit_for_bit():
+    lowered = lower(LlamaDecode(make(hidden=44)), OPTIONS)
+    decoder = elaborate(bind(lowered, OPTIONS, rows=4, share_zeros=True))
+    rng = random.Random(3)
+    with quick_build():
+        result = compare_decoder(
+            decoder, lowered, [rng.randrange(64) for _ in range(35)], stalls=(0.5, 0.5), seed=4
+        )
+    assert result.difference is None, str(result.difference)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from mxhw.compiler.binding import bind
+from mxhw.compiler.binder import bind
 from mxhw.compiler.compare import DecodeStep, compare_decoder, compare_engine
 from mxhw.compiler.elaborate import decoder_parameters, elaborate
 from mxhw.compiler.lower import lower
