@@ -3,9 +3,9 @@
 from amaranth.hdl import Cat, Mux, Value
 
 from mxhw.arith.pipeline import negate_if
-from mxhw.formats import BlockFormat
+from mxhw.formats import BlockFormat, ElementFormat
 
-__all__ = ["MAX_SIGNIFICAND_BITS", "check_decodable", "decode"]
+__all__ = ["MAX_SIGNIFICAND_BITS", "check_decodable", "decode", "decode_parts"]
 
 MAX_SIGNIFICAND_BITS = 18
 """Widest significand that fits one multiplier of the usual devices."""
@@ -55,3 +55,17 @@ def decode(format: BlockFormat, code: Value, max_bits: int = MAX_SIGNIFICAND_BIT
     for index, bit in enumerate(amount):
         value = Mux(bit, value << (1 << index), value)[: element.significand_bits].as_signed()
     return value
+
+
+def decode_parts(element: ElementFormat, code: Value) -> tuple[Value, Value | None]:
+    """A code as ``significand * 2**shift`` in units of the element: both factors, short.
+
+    The significand is signed; integers have no shift.
+    """
+    code = Value.cast(code)
+    if element.is_integer:
+        return code.as_signed(), None
+    exponent = code[element.mantissa_bits : element.bits - 1]
+    normal = exponent.any()
+    significand = negate_if(code[-1], Cat(code[: element.mantissa_bits], normal))
+    return significand, (exponent - normal)[: len(exponent)]

@@ -9,7 +9,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
-from mxhw.arith.decode import check_decodable, decode
+from mxhw.arith.decode import MAX_SIGNIFICAND_BITS, check_decodable, decode, decode_parts
 from mxhw.arith.multiply import DspMultiplier
 from mxhw.arith.pipeline import delay, delay_value, register, wire
 from mxhw.arith.quantize import MAX_MANTISSA_BITS, Quantizer
@@ -33,6 +33,8 @@ class _Elementwise(wiring.Component):
         format: BlockFormat | Sequence[BlockFormat],
         lanes: int,
         mantissa_bits: int,
+        *,
+        lane_exponents: bool = False,
     ):
         sizes = {operand.block_size for operand in operands.values()}
         if len(sizes) > 1:
@@ -46,7 +48,7 @@ class _Elementwise(wiring.Component):
         }
         # A larger output block has several input scales.
         largest = format.block_size if isinstance(format, BlockFormat) else format[0].block_size
-        self._shared = largest <= sizes.pop()
+        self._shared = largest <= sizes.pop() and not lane_exponents
         self._quantizer = Quantizer(
             mantissa_bits=mantissa_bits,
             lanes=lanes,
@@ -99,7 +101,7 @@ class _Elementwise(wiring.Component):
             self.i.ready.eq(advance),
             quantizer.i.valid.eq(valid),
         ]
-        mantissas, exponent = self._compute(m, advance)
+        mantissas, exponents = self._compute(m, advance)
         payload = quantizer.i.payload
         if self._choices > 1:
             select = delay_value(m, self.i.payload.select, self._stages, "select", advance)
@@ -108,20 +110,23 @@ class _Elementwise(wiring.Component):
         for lane, mantissa in enumerate(mantissas):
             m.d.comb += payload.mantissas[lane].eq(mantissa)
             if not self._shared:
-                m.d.comb += payload.exponents[lane].eq(exponent)
+                m.d.comb += payload.exponents[lane].eq(exponents[lane])
         if self._shared:
-            m.d.comb += payload.exponent.eq(exponent)
+            m.d.comb += payload.exponent.eq(exponents[0])
         return m
 
-    def _compute(self, m: Module, advance: Value) -> tuple[list[Value], Value]:
-        """Mantissas of the lanes and their exponent, ``_stages`` cycles after the input."""
+    def _compute(self, m: Module, advance: Value) -> tuple[list[Value], list[Value]]:
+        """Mantissas of the lanes and their exponents, ``_stages`` cycles after the input."""
         raise NotImplementedError
+
+    def _beat(self, name: str) -> Any:
+        """Where an operand comes in."""
+        single = len(self._operands) == self._choices == 1
+        return self.i.payload if single else self.i.payload[name]
 
     def _decoded(self, m: Module, advance: Value, name: str) -> tuple[list[Value], Value]:
         """Significands of an operand and the exponent of their unit, in registers."""
-        format = self._operands[name]
-        single = len(self._operands) == self._choices == 1
-        beat = self.i.payload if single else self.i.payload[name]
+        format, beat = self._operands[name], self._beat(name)
         significands: list[Value] = [
             register(
                 m,
@@ -173,8 +178,9 @@ class Requantizer(_Elementwise):
         bits = check_decodable(x_format, MAX_MANTISSA_BITS).element.significand_bits
         super().__init__({"x": x_format}, format, lanes, bits)
 
-    def _compute(self, m: Module, advance: Value) -> tuple[list[Value], Value]:
-        return self._decoded(m, advance, "x")
+    def _compute(self, m: Module, advance: Value) -> tuple[list[Value], list[Value]]:
+        significands, exponent = self._decoded(m, advance, "x")
+        return significands, [exponent] * self._lanes
 
 
 class ElementwiseMultiply(_Elementwise):
@@ -185,7 +191,7 @@ class ElementwiseMultiply(_Elementwise):
     Parameters
     ----------
     x_format, y_format : BlockFormat
-        Formats of one block size, significands of at most 18 bits.
+        Formats of one block size; integers of at most 18 bits.
     format : BlockFormat
         Format of the output.
     lanes : int
@@ -206,7 +212,8 @@ class ElementwiseMultiply(_Elementwise):
 
     Timing: :attr:`latency` from an output block's last beat, a beat a cycle.
 
-    Cost: a multiplier a lane and a quantiser.
+    Cost: a multiplier a lane and a quantiser. With MXFP8 the quantiser has an exponent a lane: the
+    multiplier takes the floats' own significands, of 4 or 5 bits, and their exponents are added.
     """
 
     _stages = 2
@@ -220,24 +227,56 @@ class ElementwiseMultiply(_Elementwise):
         lanes: int,
         multiplier=None,
     ):
-        bits = sum(check_decodable(f).element.significand_bits for f in (x_format, y_format))
+        elements = [check_decodable(f, MAX_MANTISSA_BITS).element for f in (x_format, y_format)]
+        for operand in (x_format, y_format):
+            if operand.element.is_integer:
+                check_decodable(operand)
+        self._apart = any(e.significand_bits > MAX_SIGNIFICAND_BITS for e in elements)
         self._multiplier = multiplier or DspMultiplier()
-        super().__init__({"x": x_format, "y": y_format}, format, lanes, bits)
+        bits = sum(
+            e.mantissa_bits + 2 if self._apart and not e.is_integer else e.significand_bits
+            for e in elements
+        )
+        operands = {"x": x_format, "y": y_format}
+        super().__init__(operands, format, lanes, bits, lane_exponents=self._apart)
 
     def cost(self) -> dict[str, int]:
         """Multipliers and bits of distributed memory."""
         return super().cost() | {"multipliers": self._multiplier.multipliers * self._lanes}
 
-    def _compute(self, m: Module, advance: Value) -> tuple[list[Value], Value]:
-        left, x_exponent = self._decoded(m, advance, "x")
-        right, y_exponent = self._decoded(m, advance, "y")
+    def _parts(self, m: Module, advance: Value, name: str) -> tuple[list[Value], list[Value]]:
+        """Factors of an operand's lanes and their exponents, in registers."""
+        if not self._apart:
+            factors, exponent = self._decoded(m, advance, name)
+            return factors, [exponent] * self._lanes
+        format, beat = self._operands[name], self._beat(name)
+        unit = SCALE_BIAS + format.element.fraction_bits
+        factors, exponents = [], []
+        for lane in range(self._lanes):
+            factor, shift = decode_parts(format.element, beat.elements[lane])
+            exponent = (beat.scale - unit).as_signed()
+            exponent = exponent if shift is None else exponent + shift
+            factors.append(register(m, factor, f"{name}_{lane}", advance))
+            exponents.append(register(m, exponent, f"{name}_exponent_{lane}", advance))
+        return factors, exponents
+
+    def _compute(self, m: Module, advance: Value) -> tuple[list[Value], list[Value]]:
+        left, x_exponents = self._parts(m, advance, "x")
+        right, y_exponents = self._parts(m, advance, "y")
         products: list[Value] = [
             register(
                 m, self._multiplier.expression(m, a, b, f"raw_{lane}"), f"product_{lane}", advance
             )
             for lane, (a, b) in enumerate(zip(left, right, strict=True))
         ]
-        return products, register(m, x_exponent + y_exponent, "exponent", advance)
+        pairs = list(zip(x_exponents, y_exponents, strict=True))
+        if not self._apart:
+            return products, [
+                register(m, pairs[0][0] + pairs[0][1], "exponent", advance)
+            ] * self._lanes
+        return products, [
+            register(m, a + b, f"exponent_{lane}", advance) for lane, (a, b) in enumerate(pairs)
+        ]
 
 
 class ElementwiseAdd(_Elementwise):
@@ -286,7 +325,7 @@ class ElementwiseAdd(_Elementwise):
         bits = max(operand.element.significand_bits for operand in checked)
         super().__init__({"x": x_format, "y": y_format}, format, lanes, bits + _GUARD_BITS + 1)
 
-    def _compute(self, m: Module, advance: Value) -> tuple[list[Value], Value]:
+    def _compute(self, m: Module, advance: Value) -> tuple[list[Value], list[Value]]:
         left, x_exponent = self._decoded(m, advance, "x")
         right, y_exponent = self._decoded(m, advance, "y")
         distance = Signal(signed(EXPONENT_BITS))
@@ -311,4 +350,5 @@ class ElementwiseAdd(_Elementwise):
             register(m, a + b, f"sum_{lane}", advance)
             for lane, (a, b) in enumerate(zip(*aligned, strict=True))
         ]
-        return sums, register(m, exponent - _GUARD_BITS, "exponent", advance)
+        exponent = register(m, exponent - _GUARD_BITS, "exponent", advance)
+        return sums, [exponent] * self._lanes

@@ -75,9 +75,37 @@ def test_sums_and_products(operation, x_name, y_name, target, lanes):
     check_operation(operation, x_name, y_name, target, lanes)
 
 
-@pytest.mark.parametrize("names", [("mxfp8_e4m3_b8", "mxint8_b8"), ("mxfp8_e5m2_b8",) * 2])
-def test_sums_of_wide_significands(names):
-    check_operation("add", *names, "mxfp8_e4m3_b8", 4)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("mxfp8_e4m3_b8", "mxint8_b8"),
+        ("mxfp8_e5m2_b8",) * 2,
+        ("mxfp8_e4m3_b8", "mxfp8_e5m2_b8"),
+        ("mxfp4_b8", "mxfp8_e4m3_b8"),
+    ],
+)
+@pytest.mark.parametrize("operation", ["add", "multiply"])
+def test_wide_significands(operation, names):
+    check_operation(operation, *names, "mxfp8_e4m3_b8", 4)
+
+
+def test_products_of_many_pairs_of_float_codes():
+    """Pairs of every third finite E4M3 code at scales of 1, in blocks with a single element."""
+    format = parse_format("mxfp8_e4m3_b8")
+    target = parse_format("mxint16_b8")
+    codes = [code for code in range(0, 256, 3) if code & 0x7F != 0x7F]
+    pairs = [(a, b) for a in codes for b in codes]
+    x, y = (
+        MXTensor(
+            torch.tensor([[pair[index], *[0] * 7] for pair in pairs]).flatten(),
+            torch.full((len(pairs),), 127),
+            format,
+        )
+        for index in (0, 1)
+    )
+    unit = ElementwiseMultiply(x_format=format, y_format=format, format=target, lanes=8)
+    rows = [{"x": a, "y": b} for a, b in zip(beats(x, 8), beats(y, 8), strict=True)]
+    check_stream(unit, {"i": rows}, {"o": beats(multiply(x, y, target), 8)}, stalls=[(1, 1)])
 
 
 def check_operation(operation, x_name, y_name, target, lanes):
@@ -127,7 +155,7 @@ def test_errors():
         ElementwiseAdd(x_format=small, y_format=large, format=small, lanes=4)
     with pytest.raises(ValueError, match="^Significands must have at most 18 bits, not 19"):
         ElementwiseMultiply(
-            x_format=parse_format("mxfp8_b8"), y_format=small, format=small, lanes=4
+            x_format=parse_format("mxint19_b8"), y_format=small, format=small, lanes=4
         )
     with pytest.raises(ValueError, match=r"^Lanes of a beat must divide the block size \(8\), not"):
         Requantizer(x_format=small, format=small, lanes=3)
