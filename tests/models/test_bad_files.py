@@ -586,7 +586,9 @@ def test_folder_without_a_tokenizer(folder, monkeypatch):
 # files are small, so that their structure is hit often.
 
 TINY = {"vocabulary_size": 260, "dim": 4, "hidden": 4, "layers": 1, "heads": 1, "kv_heads": 1}
-_ALLOWANCE = 128 << 20
+#: What lies about its size asks for gigabytes; the peak of a process that has run many tests moves
+#: by 200 MB from run to run.
+_ALLOWANCE = 512 << 20
 
 
 def mutate(data, edits):
