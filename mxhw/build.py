@@ -108,7 +108,7 @@ def _run(
     board: str | None,
     format_: str,
     table_budget: float,
-    clock: float,
+    clock: float | None,
     tokens: int,
     prompt: str,
     context: int | None,
@@ -130,7 +130,7 @@ def _run(
         console.print(_boards_table())
         return
     from mxhw.boards.catalog import Toolchain, find_board
-    from mxhw.compiler.context import Settings, choose_context, parse_formats
+    from mxhw.compiler.context import Settings, choose_clock, choose_context, parse_formats
     from mxhw.compiler.pipeline import find_step
     from mxhw.compiler.progress import SilentProgress
     from mxhw.models.bundled import MODELS
@@ -148,7 +148,7 @@ def _run(
     if tokens < 1:
         raise UserError(f"Number of tokens must be at least 1, not {tokens}")
     if board is not None:
-        _check_clock(target, clock)
+        _check_clock(target, clock or Settings.clock_mhz)
     settings = Settings(
         target=target.name,
         board=board is not None,
@@ -156,7 +156,6 @@ def _run(
         weight_format=weights.name,
         activation_format=activations.name,
         table_budget=table_budget,
-        clock_mhz=clock,
         tokens=tokens,
         prompt=prompt,
         **source,
@@ -168,8 +167,10 @@ def _run(
         _print_perplexity(settings, text, quiet=quiet, console=console, errors=errors)
         return
     settings, fewer = choose_context(settings, SilentProgress())
-    if fewer is not None and not quiet:
-        errors.print(fewer, soft_wrap=True, markup=False)
+    settings, slower = choose_clock(settings, clock)
+    for sentence in (fewer, slower):
+        if sentence is not None and not quiet:
+            errors.print(sentence, soft_wrap=True, markup=False)
     if estimate:
         _print_estimate(settings, console)
         return

@@ -50,9 +50,8 @@ _MODEL_OPTIONS = (
         "--clock",
         metavar="MHZ",
         type=float,
-        default=65.0,
-        show_default=True,
-        help="Clock of the design on the board.",
+        help="Clock of the design on the board; by default 65, or 58 where weights do not all fit "
+        "block RAM.",
     ),
     click.option(
         "--context",

@@ -105,7 +105,7 @@ def _run(
     format_: str,
     context: int | None,
     tokenizer: Path | None,
-    clock: float,
+    clock: float | None,
     table_budget: float,
     tokens: int,
     temperature: float | None,
@@ -117,7 +117,13 @@ def _run(
 ) -> None:
     from mxhw.boards.catalog import find_board
     from mxhw.boards.wrapper import DEFAULT_BAUD
-    from mxhw.compiler.context import Context, Settings, choose_context, parse_formats
+    from mxhw.compiler.context import (
+        Context,
+        Settings,
+        choose_clock,
+        choose_context,
+        parse_formats,
+    )
     from mxhw.compiler.progress import SilentProgress, make_progress
     from mxhw.sw.host.text import TextGenerator
 
@@ -129,13 +135,14 @@ def _run(
         target=find_board(board).name,
         weight_format=weights.name,
         activation_format=activations.name,
-        clock_mhz=clock,
         table_budget=table_budget,
     )
     errors = Console(stderr=True, highlight=False)
     settings, fewer = choose_context(settings, SilentProgress())
-    if fewer is not None and not quiet:
-        errors.print(fewer, soft_wrap=True, markup=False)
+    settings, slower = choose_clock(settings, clock)
+    for sentence in (fewer, slower):
+        if sentence is not None and not quiet:
+            errors.print(sentence, soft_wrap=True, markup=False)
     progress = make_progress(errors, quiet=quiet)
     shared = Context(settings, Path(), progress)
     if port is None:

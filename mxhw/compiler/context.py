@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mxhw.compiler.progress import Progress
+from mxhw.compiler.progress import Progress, SilentProgress
 from mxhw.errors import UserError
 from mxhw.formats import BlockFormat, list_formats, parse_format
 
@@ -43,6 +43,7 @@ TABLE_BUDGET = 0.1
 _LARGEST_ENGINE_BITS = 18
 
 _NAME_BYTES = 40
+_TABLES_CLOCK_MHZ = 58.0
 _BLOCK_BITS = 18 * 1024
 _RESOURCE_FIELDS = {
     "lut": "luts",
@@ -184,6 +185,26 @@ def choose_context(settings: Settings, progress: Progress) -> tuple[Settings, st
         f"Context is {found} positions, the most that {settings.target} holds of the model's "
         f"{whole} in {settings.format}; --context asks for another number."
     )
+
+
+def choose_clock(settings: Settings, clock_mhz: float | None) -> tuple[Settings, str | None]:
+    """The settings with the clock asked for or, without one, a default and what lowers it.
+
+    Weights in lookup tables lie farther from the engine than block RAM does; measured with
+    stories260K, which is routed for 63 MHz.
+    """
+    if clock_mhz is not None:
+        return dataclasses.replace(settings, clock_mhz=clock_mhz), None
+    if not settings.fingerprint or not _has_weights_in_tables(settings):
+        return settings, None
+    return dataclasses.replace(settings, clock_mhz=_TABLES_CLOCK_MHZ), (
+        f"Clock is {_TABLES_CLOCK_MHZ:g} MHz instead of {settings.clock_mhz:g}, since a part of "
+        f"the weights lies in lookup tables; --clock asks for another."
+    )
+
+
+def _has_weights_in_tables(settings: Settings) -> bool:
+    return Context(settings, Path(), SilentProgress()).binding.block_words is not None
 
 
 class Context:

@@ -13,6 +13,7 @@ import pytest
 from mxhw import __version__, build
 from mxhw.compiler import pipeline
 from mxhw.compiler.pipeline import Step
+from mxhw.compiler.progress import SilentProgress
 from mxhw.errors import BuildError, MxhwError, ToolError, UserError
 
 PIPELINE = list(pipeline.STEPS)
@@ -489,6 +490,39 @@ def test_the_context_that_a_board_holds(cli, outside, monkeypatch):
         "--context asks for another number.\n"
     )
     assert "keys and values for 32 positions" in out
+
+
+def test_a_lower_clock_where_weights_lie_in_lookup_tables(cli, stand, outside, monkeypatch):
+    """The default follows the binding; a clock that is asked for, and a bundled model's, do not."""
+    from mxhw.compiler import context
+
+    monkeypatch.setattr(context, "_has_weights_in_tables", lambda settings: True)
+    sentence = (
+        "Clock is 58 MHz instead of 65, since a part of the weights lies in lookup tables; "
+        "--clock asks for another.\n"
+    )
+    for arguments, clock, told in (
+        ((str(outside),), 58.0, True),
+        ((str(outside), "--clock", "65"), 65.0, False),
+        (("llama",), 65.0, False),
+    ):
+        status, _, err = cli(*arguments, "--out", f"build-{len(stand.seen)}")
+        assert status == 0
+        assert (sentence in err) == told
+        assert stand.seen[-1][1].clock_mhz == clock
+
+
+def test_weights_in_lookup_tables_are_seen(outside, monkeypatch):
+    import dataclasses
+
+    from mxhw.compiler import context
+
+    settings = context.Settings(str(outside), "ulx3s-85f", fingerprint="0", context=32)
+    assert context.choose_clock(settings, None) == (settings, None)
+    whole = context.Context(settings, Path(), SilentProgress()).binding
+    short = dataclasses.replace(whole, block_words=1)
+    monkeypatch.setattr(context.Context, "binding", short)
+    assert context.choose_clock(settings, None)[0].clock_mhz == 58
 
 
 def test_build_of_a_model_from_outside(cli, stand, outside):
