@@ -204,7 +204,9 @@ def choose_clock(settings: Settings, clock_mhz: float | None) -> tuple[Settings,
 
 
 def _has_weights_in_tables(settings: Settings) -> bool:
-    return Context(settings, Path(), SilentProgress()).binding.block_words is not None
+    context = Context(settings, Path(), SilentProgress())
+    # Lowering a large model takes long, and it cannot be built at any clock.
+    return context.holds_weights() and context.binding.block_words is not None
 
 
 class Context:
@@ -312,18 +314,22 @@ class Context:
         Those that the model was made for, at most 1024, if the board's device holds them; else the
         largest number of whole blocks that it does hold; if it holds none, the first again.
         """
-        from mxhw.compiler.memory import memory_needed
-
-        config, options, capacity = self.config, self.options, self.board.capacity
-        whole = config.context
-        bits = memory_needed(
-            config, options.weight_format, options.activation_format, options.wide_format
-        ).weight_bits
-        if bits > self.board.device.block_ram_bits * capacity.block_rams:
+        whole = self.config.context
+        if not self.holds_weights():
             # Lowering a large model takes long, and no context would help.
             return whole
-        size = options.activation_format.block_size
+        size = self.options.activation_format.block_size
         return self._fit(range((whole - 1) // size * size, 0, -size)).binding.shape.context
+
+    def holds_weights(self) -> bool:
+        """Whether the board's block RAM has as many bits as the weights; needs no lowering."""
+        from mxhw.compiler.memory import memory_needed
+
+        options, board = self.options, self.board
+        bits = memory_needed(
+            self.config, options.weight_format, options.activation_format, options.wide_format
+        ).weight_bits
+        return bits <= board.device.block_ram_bits * board.capacity.block_rams
 
     @property
     def _blocks_a_ram(self) -> int:

@@ -523,6 +523,10 @@ def test_weights_in_lookup_tables_are_seen(outside, monkeypatch):
     short = dataclasses.replace(whole, block_words=1)
     monkeypatch.setattr(context.Context, "binding", short)
     assert context.choose_clock(settings, None)[0].clock_mhz == 58
+    # A model that no block RAM holds is not lowered to find its clock.
+    monkeypatch.setattr(context.Context, "holds_weights", lambda self: False)
+    monkeypatch.setattr(context.Context, "binding", property(lambda self: pytest.fail("lowered")))
+    assert context.choose_clock(settings, None) == (settings, None)
 
 
 def test_build_of_a_model_from_outside(cli, stand, outside):
