@@ -1,6 +1,6 @@
 """Exceptions that end a command with one line, each with its exit status."""
 
-__all__ = ["BuildError", "MxhwError", "ToolError", "UserError"]
+__all__ = ["BuildError", "MxhwError", "StuckError", "ToolError", "UserError"]
 
 
 class MxhwError(Exception):
@@ -19,6 +19,10 @@ class BuildError(MxhwError):
     """A step of the build failed on valid input."""
 
     exit_status = 2
+
+
+class StuckError(BuildError):
+    """A tool that was ended because it got no further; another seed may get on."""
 
 
 class ToolError(MxhwError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mxhw.compiler._yosys import LABELS, MARKER
-from mxhw.errors import BuildError, ToolError
+from mxhw.errors import BuildError, StuckError, ToolError
 
 __all__ = [
     "OnProgress",
@@ -134,13 +134,24 @@ def run_tool(
     cwd: Path,
     log: Path,
     parser: "ProgressParser",
+    stuck: Callable[[str], str | None] = lambda line: None,
 ) -> None:
     """Run a tool in a folder, with its output in a file; ends it if interrupted.
+
+    Parameters
+    ----------
+    command, tool, step, cwd, log
+        What is run, as what, where, and the file for its output.
+    parser : ProgressParser
+    stuck : callable
+        Gets each line of output; a sentence that it returns says why the tool is to be ended.
 
     Raises
     ------
     ToolError
         If it cannot be started.
+    StuckError
+        If ``stuck`` ended it.
     BuildError
         If it fails; the message is its first error line.
     """
@@ -165,6 +176,8 @@ def run_tool(
             for line in process.stdout or ():
                 file.write(line)
                 parser.feed(line)
+                if reason := stuck(line):
+                    raise StuckError(f"Step '{step}' was ended: {reason}")
                 text = line.strip()
                 last = text or last
                 if not error and re.match(r"ERROR:|Error:|terminate called", text):

@@ -13,7 +13,7 @@ import numpy as np
 
 from mxhw.compiler.context import REPORT_CONTEXT, Context, Settings
 from mxhw.elaboration import fast_elaboration
-from mxhw.errors import BuildError, ToolError, UserError
+from mxhw.errors import BuildError, StuckError, ToolError, UserError
 
 if TYPE_CHECKING:
     from mxhw.compiler._tools import Progress as ToolProgress
@@ -333,10 +333,15 @@ def place_and_route(context: Context, out: Path) -> dict[str, Any]:
     show = _tool_progress(context)
     wanted = context.clock_hz / 1e6
     found: list[float] = []
+    stuck: StuckError | None = None
     for seed in _SEEDS:
-        result = toolflow.place_and_route(
-            context.board_plan, out, seed=seed, unit_of=unit_of, on_progress=show
-        )
+        try:
+            result = toolflow.place_and_route(
+                context.board_plan, out, seed=seed, unit_of=unit_of, on_progress=show
+            )
+        except StuckError as error:
+            stuck = error
+            continue
         # The board has an oscillator's clock too; the design runs on the PLL's.
         clock = min(result.timing.clocks, key=lambda clock: abs(clock.wanted_mhz - wanted))
         found.append(clock.achieved_mhz)
@@ -352,6 +357,8 @@ def place_and_route(context: Context, out: Path) -> dict[str, Any]:
                 "resources": dataclasses.asdict(result.resources),
                 "utilisation": result.utilisation,
             }
+    if stuck is not None and not found:
+        raise stuck
     raise BuildError(
         f"Timing does not close at {wanted:.2f} MHz: {len(found)} placements reach at most "
         f"{max(found):.2f} MHz; build for a lower clock (--clock {int(max(found))})"

@@ -8,6 +8,7 @@ in a private folder inside it.
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -77,6 +78,22 @@ must stay."""
 PLACE_AND_ROUTE_OPTIONS = ("--placer", "static", "--router", "router2")
 """Options that were found to be the fastest for a design that fills the block RAMs: the default
 placer takes twice as long, and router1 several times as long."""
+
+
+_PATIENCE = (
+    (
+        re.compile(r"^Info: iter=(\d+) steplen="),
+        1000,
+        "the cells of the placement still lie on each other",
+    ),
+    (
+        re.compile(r"^Info:\s+iter=(\d+) wires=\d+ overused=[1-9]"),
+        250,
+        "wires of the routing are still used twice",
+    ),
+)
+"""Lines of nextpnr that count iterations, how many it gets, and what is wrong then: placements take
+some 600 and routings some 60, and neither ends by itself."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +230,8 @@ def place_and_route(
         If the design has not been synthesised.
     ToolError
         If nextpnr is missing.
+    StuckError
+        If nextpnr was ended because it got no further.
     BuildError
         If nextpnr reports an error, such as a design that does not fit.
     """
@@ -241,6 +260,7 @@ def place_and_route(
             cwd=work.path,
             log=work.path / "route.log",
             parser=ProgressParser("place and route", on_progress),
+            stuck=_out_of_patience,
         )
         utilisation, timing = read_route_report(work.path / "timing.json")
         # Of a placement that is too slow nothing is kept, and reading it takes seconds.
@@ -256,6 +276,14 @@ def place_and_route(
         seconds=time.monotonic() - started,
         floorplan=floorplan,
     )
+
+
+def _out_of_patience(line: str) -> str | None:
+    for pattern, most, what in _PATIENCE:
+        match = pattern.search(line)
+        if match is not None and int(match[1]) >= most:
+            return f"after {match[1]} iterations {what}"
+    return None
 
 
 def pack_bitstream(

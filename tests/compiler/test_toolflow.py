@@ -25,7 +25,7 @@ from mxhw.compiler.toolflow import (
 )
 from mxhw.compiler.units import unit_of
 from mxhw.dataflow.copies import register_copies
-from mxhw.errors import BuildError, ToolError, UserError
+from mxhw.errors import BuildError, StuckError, ToolError, UserError
 from tests.host.fake_decoder import FakeDecoder
 
 
@@ -303,6 +303,36 @@ def test_place_and_route_command(plan, tmp_path, monkeypatch):
         "top.json",
         "top.lpf",
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (
+            "Info: iter=1000 steplen=2.026253 a=711.1 penalty=[935.23]",
+            "after 1000 iterations the cells of the placement still lie on each other",
+        ),
+        (
+            "Info:     iter=250 wires=592361 overused=350 overuse=351 archfail=NA",
+            "after 250 iterations wires of the routing are still used twice",
+        ),
+    ],
+)
+def test_place_and_route_that_gets_no_further(plan, tmp_path, monkeypatch, line, reason):
+    early = line.replace("iter=1000", "iter=999").replace("iter=250", "iter=249")
+    ended = "Info:     iter=251 wires=592361 overused=0 overuse=0 archfail=0"
+    program = (
+        f"import time; print({early!r}); print({ended!r}); print({line!r}, flush=True); "
+        "time.sleep(600)"
+    )
+    monkeypatch.setattr(
+        toolflow, "find_tool", lambda name: _tools.Tool(name, (sys.executable, "-c", program))
+    )
+    (tmp_path / "top.json").write_text("{}")
+    with pytest.raises(StuckError) as caught:
+        place_and_route(plan, tmp_path)
+    assert str(caught.value) == f"Step 'place and route' was ended: {reason}"
+    assert (tmp_path / "route.log").read_text().splitlines() == [early, ended, line]
 
 
 def test_tool_without_results(plan, tmp_path, monkeypatch):
