@@ -10,6 +10,7 @@ untouched.
 
 import re
 from collections.abc import Callable
+from typing import TypeVar
 
 from mxhw.cosim._bits import (
     WIDEST,
@@ -32,6 +33,8 @@ from mxhw.cosim._bits import (
 )
 
 __all__ = ["rewrite"]
+
+_T = TypeVar("_T")
 
 _DECLARATION = re.compile(r"\b(?:value|wire)<(\d+)> (\w+)\b")
 _COMMIT = re.compile(r"(\t+)if \((\w+)\.commit\(observer\)\) changed = true;")
@@ -84,10 +87,7 @@ class _Reader:
 
     def read_all(self) -> list[Bits]:
         """The expressions, which commas separate."""
-        result = [self._expression()]
-        while self._peek() == ",":
-            self._take(",")
-            result.append(self._expression())
+        result = self._separated(self._expression)
         if self._at != len(self._tokens):
             raise NoRule
         return result
@@ -108,12 +108,17 @@ class _Reader:
             raise NoRule
         return int(match[1], 0)
 
-    def _parameters(self) -> list[int]:
-        self._take("<")
-        result = [self._number()]
+    def _separated(self, read: Callable[[], _T]) -> list[_T]:
+        """One or more of what is read, which commas separate."""
+        result = [read()]
         while self._peek() == ",":
             self._take(",")
-            result.append(self._number())
+            result.append(read())
+        return result
+
+    def _parameters(self) -> list[int]:
+        self._take("<")
+        result = self._separated(self._number)
         self._take(">")
         return result
 
@@ -143,12 +148,8 @@ class _Reader:
 
     def _constant(self) -> Bits:
         (width,) = self._parameters()
-        words = []
         close = {"{": "}", "(": ")"}.get(self._take())
-        while self._peek() != close:
-            words.append(self._number())
-            if self._peek() == ",":
-                self._take(",")
+        words = self._separated(self._number)
         self._take(close)
         return Constant(sum(word << WORD * index for index, word in enumerate(words)), width)
 
@@ -204,10 +205,7 @@ class _Reader:
     def _call(self, name: str) -> Bits:
         (width,) = self._parameters()
         self._take("(")
-        operands = [self._expression()]
-        while self._peek() == ",":
-            self._take(",")
-            operands.append(self._expression())
+        operands = self._separated(self._expression)
         self._take(")")
         kind, _, signs = name.rpartition("_")
         if name in _TESTS:

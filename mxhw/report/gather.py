@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,6 @@ _FILES = {
     "floorplan": ("place-and-route", "floorplan.json"),
 }
 """Files with more than a step's facts, and the step that leaves them."""
-
-_STEPS = (
-    "plan",
-    "golden",
-    "rtl",
-    "simulate",
-    "errors",
-    "synthesise",
-    "place-and-route",
-    "bitstream",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +73,7 @@ def gather(
     return Facts(report=report, steps=steps, **files)
 
 
-def read_folder(folder: Path, steps: Collection[str] = _STEPS) -> Facts:
+def read_folder(folder: Path) -> Facts:
     """Collect what a finished build left in a folder.
 
     Raises
@@ -92,9 +81,12 @@ def read_folder(folder: Path, steps: Collection[str] = _STEPS) -> Facts:
     UserError
         If there is no ``report.json``, or a file cannot be read.
     """
+    # The pipeline makes reports.
+    from mxhw.compiler.pipeline import STEPS
+
     report = _read(folder / "report.json")
     if not report:
         raise UserError(f"Folder {folder} holds no report.json: build first (python -m mxhw.build)")
     # Steps that ran or were reused have a wall time; a step's older result is not shown.
-    ended = [name for name in steps if name in report.get("wall_seconds", {})]
+    ended = [step.name for step in STEPS if step.name in report.get("wall_seconds", {})]
     return gather(folder, report, {name: _read(folder / f"{name}.json") for name in ended})

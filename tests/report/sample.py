@@ -11,6 +11,7 @@ from mxhw.compiler.describe import describe_graph
 from mxhw.compiler.estimate import estimate
 from mxhw.compiler.float_reading import measure_node_errors
 from mxhw.compiler.nonlinear import nonlinear_nodes
+from mxhw.compiler.pipeline import STEPS
 from mxhw.compiler.report import make_report
 from mxhw.compiler.timeline import measure_timeline
 from mxhw.compiler.workspace import MARKER
@@ -18,16 +19,6 @@ from tests import tiny
 
 TOKENS = [3, 17, 5, 40, 41]
 SETTINGS = Settings("llama", "ulx3s-85f", board=True, bitstream=True)
-STEPS = [
-    "plan",
-    "golden",
-    "rtl",
-    "simulate",
-    "errors",
-    "synthesise",
-    "place-and-route",
-    "bitstream",
-]
 
 
 @functools.cache
@@ -127,7 +118,8 @@ def write_folder(path: Path, upto: str = "bitstream", **changes: Any) -> Path:
     """A build folder that ended after a step."""
     path.mkdir(exist_ok=True)
     (path / MARKER).write_text("")
-    names = STEPS[: STEPS.index(upto) + 1]
+    names = [step.name for step in STEPS]
+    names = names[: names.index(upto) + 1]
     results = {name: content for name, content in facts(**changes).items() if name in names}
     seconds = {name: 1.5 + number for number, name in enumerate(names)}
     report = make_report(SETTINGS, results, seconds, 700.0)
