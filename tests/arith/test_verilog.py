@@ -7,22 +7,9 @@ import re
 import pytest
 from amaranth.back import rtlil, verilog
 
-from mxhw.arith import (
-    Accumulator,
-    BlockDot,
-    DotProduct,
-    ElementwiseAdd,
-    ElementwiseMultiply,
-    FixedDotProduct,
-    PackedPairMultiplier,
-    Quantizer,
-    Requantizer,
-    StreamFifo,
-    SystolicArray,
-)
 from mxhw.cosim._design import Design
 from mxhw.cosim.cxxrtl import emit_verilog
-from mxhw.formats import FixedFormat, parse_format
+from mxhw.formats import parse_format
 from mxhw.sw.golden.elementwise import multiply, requantize
 from mxhw.sw.golden.pointwise import add
 from tests.arith import (
@@ -34,35 +21,9 @@ from tests.arith import (
     test_quantize,
     test_systolic,
 )
+from tests.arith.units import FLOAT, SMALL, UNITS
 from tests.support import check_stream
 from tests.yosys import run_yosys
-
-SMALL = parse_format("mxint4_b8")
-UNITS = {
-    "fifo": lambda: StreamFifo(shape=5, depth=3),
-    "accumulator": lambda: Accumulator(product_bits=9, max_terms=5, align_bits=2),
-    "block dot": lambda: BlockDot(x_format=SMALL, w_format=SMALL),
-    "dot mxint4": lambda: DotProduct(x_format=SMALL, w_format=SMALL, max_terms=3, nan=True),
-    "dot mxint4, pairs": lambda: DotProduct(
-        x_format=SMALL, w_format=SMALL, max_terms=3, multiplier=PackedPairMultiplier()
-    ),
-    "dot mxfp4": lambda: DotProduct(
-        x_format=parse_format("mxfp4_b8"), w_format=parse_format("mxfp4_b8"), max_terms=3
-    ),
-    "dot mxfp8": lambda: DotProduct(
-        x_format=parse_format("mxfp8_b8"), w_format=parse_format("mxfp8_b8"), max_terms=3
-    ),
-    "fixed dot": lambda: FixedDotProduct(
-        x_format=FixedFormat(4), w_format=FixedFormat(4), lanes=4, max_terms=3
-    ),
-    "systolic array": lambda: SystolicArray(
-        x_format=SMALL, w_format=SMALL, rows=2, columns=1, max_terms=2
-    ),
-    "quantizer": lambda: Quantizer(mantissa_bits=8, lanes=4, formats=SMALL),
-    "requantizer": lambda: Requantizer(x_format=parse_format("mxint6_b8"), format=SMALL, lanes=4),
-    "add": lambda: ElementwiseAdd(x_format=SMALL, y_format=SMALL, format=SMALL, lanes=4),
-    "multiply": lambda: ElementwiseMultiply(x_format=SMALL, y_format=SMALL, format=SMALL, lanes=4),
-}
 
 SCRIPT = """
 read_rtlil unit.il
@@ -119,19 +80,19 @@ def dot_streams(name, count=40, **options):
     return test_dot_product.payloads(format, format, vectors, **options)
 
 
-def quantizer_streams():
+def quantizer_streams(format):
     rng = random.Random(6)
     blocks = [test_quantize.random_block(rng, kind, 8, 8, False) for kind in range(60)]
-    return test_quantize.payloads(blocks, [SMALL], 4, False)
+    return test_quantize.payloads(blocks, [format], 4, False)
 
 
 def elementwise_streams(name):
-    source = parse_format("mxint6_b8") if name == "requantizer" else SMALL
+    source = {"requantizer": parse_format("mxint6_b8"), "multiply mxfp8": FLOAT}.get(name, SMALL)
     x, y = (test_elementwise.vectors(source, 24, seed) for seed in (1, 2))
     if name == "requantizer":
         result, rows = requantize(x, SMALL), test_elementwise.beats(x, 4)
     else:
-        result = (add if name == "add" else multiply)(x, y, SMALL)
+        result = (add if name == "add" else multiply)(x, y, source)
         beats = (test_elementwise.beats(operand, 4) for operand in (x, y))
         rows = [{"x": a, "y": b} for a, b in zip(*beats, strict=True)]
     return rows, test_elementwise.beats(result, 4)
@@ -147,10 +108,12 @@ STREAMS = {
     "dot mxfp8": lambda: dot_streams("mxfp8_b8"),
     "fixed dot": lambda: test_fixed_dot.vectors([7, 7], 40, 4, 3),
     "systolic array": lambda: test_systolic.tiles(SMALL, SMALL, 2, 1, 12, most=2),
-    "quantizer": quantizer_streams,
+    "quantizer": lambda: quantizer_streams(SMALL),
+    "quantizer mxfp8": lambda: quantizer_streams(FLOAT),
     "requantizer": lambda: elementwise_streams("requantizer"),
     "add": lambda: elementwise_streams("add"),
     "multiply": lambda: elementwise_streams("multiply"),
+    "multiply mxfp8": lambda: elementwise_streams("multiply mxfp8"),
 }
 
 
