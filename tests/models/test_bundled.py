@@ -3,9 +3,7 @@ import hashlib
 import itertools
 import json
 import lzma
-import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from mxhw.models.bundled import MODELS, BundledModel, load, load_from
 from mxhw.models.evaluate import bits_per_byte, read_stories
 from mxhw.models.llama import LlamaConfig, LlamaDecode, generate, generate_cached
 from mxhw.models.tokenizer import BOS, EOS, UNK, Tokenizer, train_tokenizer
+from tests.data import data_file
 
 WORDS = ["cat", "dog", "sun", "tree", "ran", "sat", "big", "red", "the", "a", "was", "happy", "Tom"]
 
@@ -279,10 +278,7 @@ def test_decode_tells_the_same_text(llama):
 
 
 def test_validation_bits_per_byte(llama):
-    folder = os.environ.get("MXHW_DATA")
-    path = Path(folder or ".") / "tinystories_valid.txt"
-    if not folder or not path.exists():
-        pytest.skip("needs the environment variable MXHW_DATA with tinystories_valid.txt")
+    path = data_file("tinystories_valid.txt")
     model, tokenizer, config = llama
     measured = bits_per_byte(model, tokenizer, read_stories(path)[:120], config.context)
     assert measured <= 0.97

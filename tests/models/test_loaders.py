@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,14 +12,13 @@ from mxhw.models.llama import LlamaConfig, LlamaDecode, generate
 from mxhw.models.loaders import fingerprint, is_model_path, load_path, model_name
 from mxhw.models.loaders.checked import DEFAULT_CONTEXT, rows_to_pairs
 from mxhw.sw.golden.tensor import MXTensor
+from tests.data import data_file
 
 gguf = pytest.importorskip("gguf", reason="package gguf is not installed")
 files = importlib.import_module("tests.models.model_files")
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="package transformers is missing"
 )
-
-STORIES = Path(__file__).parents[2] / "shared/data/stories260K.bin"
 
 CONFIGS = {
     "grouped": {},
@@ -201,9 +199,8 @@ def test_names_and_fingerprints(tmp_path):
     assert fingerprint(path) != before
 
 
-@pytest.mark.skipif(not STORIES.exists(), reason="shared/data/stories260K.bin is missing")
 def test_stories260k():
-    model, tokenizer, config = load_path(STORIES)
+    model, tokenizer, config = load_path(data_file("stories260K.bin"))
     assert config == LlamaConfig(
         hidden=172, heads=8, kv_heads=4, head_size=8, context=512, vocabulary_size=512
     )
