@@ -130,9 +130,10 @@ def _run(
         console.print(_boards_table())
         return
     from mxhw.boards.catalog import Toolchain, find_board
-    from mxhw.compiler.context import Settings, choose_clock, choose_context, parse_formats
+    from mxhw.compiler.context import Settings, parse_formats
+    from mxhw.compiler.defaults import choose_defaults
     from mxhw.compiler.pipeline import find_step
-    from mxhw.compiler.progress import SilentProgress
+    from mxhw.compiler.progress import StatusProgress
     from mxhw.models.bundled import MODELS
 
     if model is None and board in MODELS:
@@ -148,7 +149,7 @@ def _run(
     if tokens < 1:
         raise UserError(f"Number of tokens must be at least 1, not {tokens}")
     if board is not None:
-        _check_clock(target, clock or Settings.clock_mhz)
+        _check_clock(target, clock or target.design_clock_mhz)
     settings = Settings(
         target=target.name,
         board=board is not None,
@@ -166,16 +167,15 @@ def _run(
     if text is not None:
         _print_perplexity(settings, text, quiet=quiet, console=console, errors=errors)
         return
-    settings, fewer = choose_context(settings, SilentProgress())
-    settings, slower = choose_clock(settings, clock)
-    for sentence in (fewer, slower):
-        if sentence is not None and not quiet:
+    with StatusProgress(errors, quiet=quiet) as progress:
+        chosen, sentences = choose_defaults(settings, clock, progress)
+        for sentence in sentences if not quiet else ():
             errors.print(sentence, soft_wrap=True, markup=False)
-    if estimate:
-        _print_estimate(settings, console)
-        return
-    folder = out if out is not None else _default_folder(settings)
-    _build(settings, folder, stop_after, quiet=quiet, console=console, errors=errors)
+        if estimate:
+            _print_estimate(chosen, console)
+            return
+    folder = out if out is not None else _default_folder(chosen.settings)
+    _build(chosen.settings, folder, stop_after, quiet=quiet, console=console, errors=errors)
 
 
 def model_source(model: str, context: int | None, tokenizer: Path | None) -> dict[str, Any]:
@@ -300,13 +300,11 @@ def _boards_table() -> Table:
     return table
 
 
-def _print_estimate(settings: Any, console: Console) -> None:
-    from mxhw.compiler.context import Context
-    from mxhw.compiler.progress import SilentProgress
+def _print_estimate(context: Any, console: Console) -> None:
     from mxhw.compiler.report import resource_table
     from mxhw.compiler.steps import plan_facts
 
-    context = Context(settings, Path(), SilentProgress())
+    settings = context.settings
     if settings.fingerprint:
         console.print(_memory_statement(context), soft_wrap=True, markup=False)
     facts, refusal = plan_facts(context)

@@ -117,14 +117,9 @@ def _run(
 ) -> None:
     from mxhw.boards.catalog import find_board
     from mxhw.boards.wrapper import DEFAULT_BAUD
-    from mxhw.compiler.context import (
-        Context,
-        Settings,
-        choose_clock,
-        choose_context,
-        parse_formats,
-    )
-    from mxhw.compiler.progress import SilentProgress, make_progress
+    from mxhw.compiler.context import Settings, parse_formats
+    from mxhw.compiler.defaults import choose_defaults
+    from mxhw.compiler.progress import StatusProgress, make_progress
     from mxhw.sw.host.text import TextGenerator
 
     baud = baud or DEFAULT_BAUD
@@ -138,13 +133,11 @@ def _run(
         table_budget=table_budget,
     )
     errors = Console(stderr=True, highlight=False)
-    settings, fewer = choose_context(settings, SilentProgress())
-    settings, slower = choose_clock(settings, clock)
-    for sentence in (fewer, slower):
-        if sentence is not None and not quiet:
-            errors.print(sentence, soft_wrap=True, markup=False)
-    progress = make_progress(errors, quiet=quiet)
-    shared = Context(settings, Path(), progress)
+    with StatusProgress(errors, quiet=quiet) as status:
+        shared, sentences = choose_defaults(settings, clock, status)
+    for sentence in sentences if not quiet else ():
+        errors.print(sentence, soft_wrap=True, markup=False)
+    shared.progress = progress = make_progress(errors, quiet=quiet)
     if port is None:
         opened = _simulated(shared, baud, progress)
     else:

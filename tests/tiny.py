@@ -26,7 +26,8 @@ from mxhw.dataflow.decoder import FoldedDecoder
 from mxhw.dataflow.link import link
 from mxhw.dataflow.residual import Residual
 from mxhw.formats import SCALE_BITS
-from mxhw.models.llama import Llama, LlamaConfig, LlamaDecode
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import Llama, LlamaDecode
 
 CONFIG = LlamaConfig(
     vocabulary_size=64, dim=64, hidden=64, layers=2, heads=4, kv_heads=2, head_size=32, context=64

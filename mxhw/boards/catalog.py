@@ -72,6 +72,8 @@ class Board:
         The board has a serial port that the platform class knows.
     loader : str, optional
         The board's name for ``openFPGALoader -b``.
+    design_clock_mhz : float
+        Clock that designs are built for unless another is asked for.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Board:
     clock_hz: int
     has_uart: bool = True
     loader: str | None = None
+    design_clock_mhz: float = 65.0
 
     @property
     def capacity(self) -> Resources:
@@ -171,6 +174,7 @@ _BOARDS = (
         _LFE5UM5G_85,
         100_000_000,
         loader="ecpix5",
+        design_clock_mhz=95.0,
     ),
     _trellis(
         "ecpix5-45f",

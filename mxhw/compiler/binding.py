@@ -46,7 +46,8 @@ class FoldedBinding:
     dim, hidden, heads, head_size : int
     rope_theta, norm_epsilon : float
     norm_weights : list of MXTensor
-    softmax_lanes, gated_lanes : int
+    softmax_lanes, attention_lanes, gated_lanes : int
+        Elements a cycle of the softmax, the attention output and the gated SiLU.
     tables : TableBits
         Entries of the units' function tables.
     rotary : int or None
@@ -82,6 +83,7 @@ class FoldedBinding:
     norm_weights: list[MXTensor]
     macs: int
     softmax_lanes: int = 2
+    attention_lanes: int = 2
     gated_lanes: int = 1
     tables: TableBits = TableBits()
     rotary: int | None = None

@@ -459,7 +459,8 @@ def command(
     step that failed, 3 for a missing tool.
     """
     from mxhw.build import DEFAULT_BOARD, model_source
-    from mxhw.compiler.context import Context, Settings, choose_context, parse_formats
+    from mxhw.compiler.context import Context, Settings, parse_formats
+    from mxhw.compiler.defaults import choose_context
     from mxhw.compiler.progress import SilentProgress
 
     def progress(text: str) -> None:
@@ -472,10 +473,9 @@ def command(
         weight_format=weights.name,
         activation_format=activations.name,
     )
-    settings, fewer = choose_context(settings, SilentProgress())
+    shared, fewer = choose_context(Context(settings, Path(), SilentProgress()))
     if fewer is not None:
         progress(fewer)
-    shared = Context(settings, Path(), SilentProgress())
     if layers is not None:
         shared = shared.first_layers(layers)
     progress(f"Lowering {shared.config.layers} layers of model {settings.name!r}")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mxhw.compiler.progress import Progress, SilentProgress
+from mxhw.compiler.progress import Progress
 from mxhw.errors import UserError
 from mxhw.formats import BlockFormat, list_formats, parse_format
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from mxhw.compiler.binding import FoldedBinding
     from mxhw.compiler.estimate import Estimate
     from mxhw.compiler.prebuild import Prebuild
-    from mxhw.models.llama import Llama, LlamaConfig
+    from mxhw.models.config import LlamaConfig
+    from mxhw.models.llama import Llama
     from mxhw.models.tokenizer import TextTokenizer
 
 # Modules that load PyTorch are imported where they are used: lists and help need none of them.
@@ -29,7 +30,6 @@ __all__ = [
     "TABLE_BUDGET",
     "Context",
     "Settings",
-    "choose_context",
     "parse_formats",
     "unknown_name",
 ]
@@ -43,7 +43,6 @@ TABLE_BUDGET = 0.1
 _LARGEST_ENGINE_BITS = 18
 
 _NAME_BYTES = 40
-_TABLES_CLOCK_MHZ = 58.0
 _BLOCK_BITS = 18 * 1024
 _RESOURCE_FIELDS = {
     "lut": "luts",
@@ -170,45 +169,6 @@ class Settings:
         return f"{self.weight_format}/{self.activation_format}"
 
 
-def choose_context(settings: Settings, progress: Progress) -> tuple[Settings, str | None]:
-    """The settings with the positions that the board holds, and a sentence if these are fewer.
-
-    Bundled models, and settings that name a context, are left alone.
-    """
-    if not settings.fingerprint or settings.context is not None:
-        return settings, None
-    context = Context(settings, Path(), progress)
-    found, whole = context.fitting_context(), context.config.context
-    if found == whole:
-        return settings, None
-    return dataclasses.replace(settings, context=found), (
-        f"Context is {found} positions, the most that {settings.target} holds of the model's "
-        f"{whole} in {settings.format}; --context asks for another number."
-    )
-
-
-def choose_clock(settings: Settings, clock_mhz: float | None) -> tuple[Settings, str | None]:
-    """The settings with the clock asked for or, without one, a default and what lowers it.
-
-    Weights in lookup tables lie farther from the engine than block RAM does; measured with
-    stories260K, which is routed for 63 MHz.
-    """
-    if clock_mhz is not None:
-        return dataclasses.replace(settings, clock_mhz=clock_mhz), None
-    if not settings.fingerprint or not _has_weights_in_tables(settings):
-        return settings, None
-    return dataclasses.replace(settings, clock_mhz=_TABLES_CLOCK_MHZ), (
-        f"Clock is {_TABLES_CLOCK_MHZ:g} MHz instead of {settings.clock_mhz:g}, since a part of "
-        f"the weights lies in lookup tables; --clock asks for another."
-    )
-
-
-def _has_weights_in_tables(settings: Settings) -> bool:
-    context = Context(settings, Path(), SilentProgress())
-    # Lowering a large model takes long, and it cannot be built at any clock.
-    return context.holds_weights() and context.binding.block_words is not None
-
-
 class Context:
     """What the steps of one build share; everything is made when it is first needed.
 
@@ -243,6 +203,7 @@ class Context:
         # The operators are small: more threads cost more than they bring.
         torch.set_num_threads(1)
         if settings.fingerprint:
+            self.progress.update("reading the model")
             tokenizer = Path(settings.tokenizer) if settings.tokenizer else None
             return load_path(Path(settings.model), context=settings.context, tokenizer=tokenizer)
         if settings.model not in bundled.MODELS:
@@ -288,7 +249,9 @@ class Context:
         from mxhw.compiler.lower import lower
         from mxhw.models.llama import LlamaDecode
 
-        return lower(LlamaDecode(self.model), self.options)
+        model = self.model
+        self.progress.update("lowering the decode step")
+        return lower(LlamaDecode(model), self.options)
 
     @functools.cached_property
     def _fitted(self) -> "Estimate":
@@ -296,11 +259,12 @@ class Context:
 
     def _fit(self, contexts: Sequence[int] = ()) -> "Estimate":
         """The widest binding that the board's device holds, also for other contexts."""
-        from mxhw.compiler.estimate import fit
+        from mxhw.compiler.fit import fit
 
-        capacity = self.board.capacity
+        capacity, decode = self.board.capacity, self.decode
+        self.progress.update("binding it to units")
         return fit(
-            self.decode,
+            decode,
             self.options,
             multipliers=capacity.multipliers,
             luts=capacity.luts,

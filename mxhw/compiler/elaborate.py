@@ -24,6 +24,7 @@ def decoder_parameters(binding: FoldedBinding) -> DecoderParameters:
         norm_epsilon=binding.norm_epsilon,
         norm_weights=binding.norm_weights,
         softmax_lanes=binding.softmax_lanes,
+        attention_lanes=binding.attention_lanes,
         gated_lanes=binding.gated_lanes,
         tables=binding.tables,
         rotary=binding.rotary,

@@ -7,33 +7,21 @@ in bits. Cycles come from :mod:`mxhw.compiler.schedule`.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import astuple
 
 from amaranth.utils import bits_for
-from torch import fx
 
-from mxhw.compiler.binder import bind
 from mxhw.compiler.binding import FoldedBinding
 from mxhw.compiler.elaborate import elaborate
-from mxhw.compiler.passes import LoweringOptions
 from mxhw.compiler.schedule import schedule_token
 from mxhw.dataflow.key_cache import block_rams, column_cost
 from mxhw.dataflow.weight_memory import memory_parts
-from mxhw.errors import UserError
 from mxhw.formats import SCALE_BITS
 from mxhw.lut.choice import table_luts
 
-__all__ = ["ROW_CHOICES", "Estimate", "UnitCost", "estimate", "fit"]
-
-ROW_CHOICES = (8, 4, 2)
-"""Rows of an engine that :func:`fit` tries, largest first."""
-
-_LARGEST_SHARE = 0.9
-"""Of the lookup tables: what is beyond cannot be routed."""
+__all__ = ["Estimate", "UnitCost", "estimate"]
 
 _LINK = 60
-_BLOCK_RAM_DEPTH = 2048
 _HOST = (1150, 740, 1)
 
 
@@ -132,16 +120,6 @@ def _weights(b: FoldedBinding) -> UnitCost:
     )
 
 
-def _in_lookup_tables(b: FoldedBinding) -> FoldedBinding | None:
-    """The binding with the weight words in lookup tables that cost most in block RAM."""
-    # Block RAMs are as deep as a power of two at every width but the largest.
-    step = _BLOCK_RAM_DEPTH
-    depth = len(b.words) // step * step
-    if not depth or depth == len(b.words):
-        return None
-    return dataclasses.replace(b, block_words=depth)
-
-
 def _word_decoder(b: FoldedBinding) -> UnitCost:
     element = b.weight_format.element
     size = b.shape.block_size * b.shape.rows
@@ -192,7 +170,6 @@ def _pointwise(b: FoldedBinding) -> dict[str, UnitCost]:
     dim_is_power = width & (width - 1) == 0
     norm_words = len(b.norm_weights) * b.dim // lanes
     rope_words = shape.context * b.head_size // b.slots // 2
-    softmax_scale = 0.3 + 0.7 * b.softmax_lanes / 2
     return {
         "embedding": UnitCost(635 + word, *_lanes_part(0, 513, lanes)[1:]),
         "residual": UnitCost(*_lanes_part(2267, 783, lanes)),
@@ -204,24 +181,27 @@ def _pointwise(b: FoldedBinding) -> dict[str, UnitCost]:
         ),
         "rope": UnitCost(*_lanes_part(1046, 513, lanes), 4, block_rams(32, rope_words)),
         "softmax": UnitCost(
-            2281 * softmax_scale + b.softmax_lanes * _saved("exp2", tables.softmax_exp2),
-            1298 * softmax_scale,
+            1020 + b.softmax_lanes * (630 + _saved("exp2", tables.softmax_exp2)),
+            590 + 357 * b.softmax_lanes,
             0,
             block_rams(24 * lanes, shape.context),
         ),
         "attention": UnitCost(
-            _lanes_part(1363, 0, lanes)[0] + _saved("reciprocal", tables.attention_reciprocal),
-            _lanes_part(0, 555, lanes)[1],
-            3,
+            _lanes_part(990, 0, lanes)[0]
+            + 185 * b.attention_lanes
+            + _saved("reciprocal", tables.attention_reciprocal),
+            _lanes_part(0, 450, lanes)[1] + 58 * b.attention_lanes,
+            1 + b.attention_lanes,
         ),
         "gated": UnitCost(
-            b.gated_lanes
+            925
+            + b.gated_lanes
             * (
-                2096
+                1170
                 + _saved("exp2", tables.gated_exp2)
                 + _saved("reciprocal", tables.gated_reciprocal)
             ),
-            1290 * b.gated_lanes,
+            383 + 917 * b.gated_lanes,
             4 * b.gated_lanes,
         ),
         "quantizer": UnitCost(*_lanes_part(1715, 521, lanes, 0.1)),
@@ -240,7 +220,7 @@ def _control(b: FoldedBinding) -> dict[str, UnitCost]:
     return {
         "sequencer": UnitCost(255, 135),
         "weight_select": UnitCost(2.03 * word, 13),
-        "routes": UnitCost(210 + 3 * _queue(wide, 2).lut, 150),
+        "routes": UnitCost(210 + 4 * _queue(wide, 2).lut + _queue(beat, 2).lut, 135),
         "operands": _queue(beat, shape.max_blocks * shape.beats_per_block),
         "queries": _plus(head, _query_slots(b)),
         "attended": head,
@@ -270,65 +250,3 @@ def estimate(binding: FoldedBinding) -> Estimate:
         **_control(binding),
     }
     return Estimate(units, binding)
-
-
-def fit(
-    lowered: fx.GraphModule,
-    options: LoweringOptions,
-    *,
-    multipliers: int,
-    luts: int,
-    block_rams: int,
-    contexts: Sequence[int] = (),
-) -> Estimate:
-    """The widest binding that a device holds.
-
-    If none does, the widest that only needs more block RAM, or else the narrowest.
-    For every number of rows all weight words are tried in block RAM first, then without the zeros
-    that fill blocks, and then with the words behind a whole depth of block RAMs in lookup tables.
-
-    Parameters
-    ----------
-    lowered : torch.fx.GraphModule
-    options : LoweringOptions
-    multipliers, luts, block_rams : int
-        Capacity of the device. Nine tenths of the lookup tables are used at most, since the
-        rest cannot be routed.
-    contexts : sequence of int
-        Numbers of positions to try in this order if the graph's own does not fit. The result is
-        then of the sizes only: lower the model again for its context.
-    """
-    bindings = []
-    reason: UserError | None = None
-    for rows in ROW_CHOICES:
-        try:
-            bindings.append(_bound(lowered, options, rows))
-        except UserError as error:
-            reason = error
-    if not bindings:
-        raise reason or UserError("Model cannot be bound")
-    short = None
-    narrowest = estimate(bindings[-1][0])
-    own = narrowest.binding.shape.context
-    for context in (own, *contexts):
-        for variant in [variant for variants in bindings for variant in variants]:
-            if context % variant.shape.rows:
-                continue
-            sized = variant if context == own else variant.with_context(context)
-            figures = estimate(sized)
-            needs = figures.resources
-            logic = needs["dsp"] <= multipliers and needs["lut"] <= _LARGEST_SHARE * luts
-            if logic and needs["block_ram"] <= block_rams:
-                return figures
-            if sized.block_words is None and context == own and logic:
-                short = short or figures
-    return short or narrowest
-
-
-def _bound(lowered: fx.GraphModule, options: LoweringOptions, rows: int) -> list[FoldedBinding]:
-    """Bindings with so many rows, each with less block RAM than those before."""
-    whole = bind(lowered, options, rows=rows)
-    shared = bind(lowered, options, rows=rows, share_zeros=True)
-    tables = _in_lookup_tables(shared)
-    fewer = [shared] if len(shared.words) < len(whole.words) else []
-    return [whole, *fewer, *([] if tables is None else [tables])]

@@ -9,14 +9,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from mxhw.errors import UserError
-from mxhw.models.llama import (
-    CausalAttention,
-    KeyValueCache,
-    LlamaTracer,
-    Positions,
-    RMSNorm,
-    Rope,
-)
+from mxhw.models.llama import CausalAttention, KeyValueCache, LlamaTracer, Positions, RMSNorm, Rope
 
 __all__ = [
     "Node",

@@ -5,7 +5,7 @@ import math
 
 from mxhw.compiler.passes.pad import HeadLayout, whole_blocks
 from mxhw.formats import BlockFormat
-from mxhw.models.llama import LlamaConfig
+from mxhw.models.config import LlamaConfig
 from mxhw.models.loaders.checked import weight_shapes
 
 __all__ = ["EXTERNAL_MEMORY", "Memory", "describe_memory", "memory_needed"]

@@ -9,7 +9,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["LineProgress", "LiveProgress", "Progress", "SilentProgress", "make_progress"]
+__all__ = [
+    "LineProgress",
+    "LiveProgress",
+    "Progress",
+    "SilentProgress",
+    "StatusProgress",
+    "make_progress",
+]
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_NEW_LINES = 2.0
@@ -63,6 +70,27 @@ class SilentProgress:
 
     def finish(self, step: str, seconds: float, *, reused: bool) -> None:
         """Show nothing."""
+
+
+class StatusProgress(SilentProgress):
+    """What is done now, on a line of a terminal that goes away at the end; nothing elsewhere."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self._status = console.status("") if console.is_terminal and not quiet else None
+
+    def __enter__(self) -> "StatusProgress":
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def update(self, text: str, done: int | None = None, total: int | None = None) -> None:
+        """Show the text."""
+        if self._status is not None:
+            self._status.update(text)
 
 
 class LineProgress(SilentProgress):

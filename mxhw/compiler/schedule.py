@@ -225,7 +225,7 @@ class _Scheduler:
 
     def _gate(self, times: list[int]) -> None:
         beats = self._shape.beats_per_block
-        stride = self._d["gated_block"] // beats
+        stride = self._d["gated_beat"]
         result: list[int] = []
         for start in range(0, len(times), 2 * beats):
             ready = times[start + 2 * beats - 1] + self._d["gated"]

@@ -32,7 +32,7 @@ from mxhw.dataflow.sequencer import Sequencer
 from mxhw.dataflow.softmax import Softmax
 from mxhw.dataflow.swiglu import SwiGlu
 from mxhw.dataflow.value_cache import ValueCache
-from mxhw.dataflow.weight_memory import WeightMemory, WordDecoder
+from mxhw.dataflow.weight_memory import WeightMemory, WordDecoder, neighbours
 from mxhw.formats import BlockFormat
 from mxhw.sw.golden.tensor import MXTensor
 
@@ -81,8 +81,8 @@ class DecoderParameters:
     rope_theta, norm_epsilon : float
     norm_weights : sequence of MXTensor
         In the order the norms are used in a token.
-    softmax_lanes, gated_lanes : int
-        Elements a cycle of the softmax and of the gated SiLU.
+    softmax_lanes, attention_lanes, gated_lanes : int
+        Elements a cycle of the softmax, the attention output and the gated SiLU.
     tables : TableBits
     rotary : int or None
         Head size of the model where heads share or do not fill their blocks.
@@ -110,6 +110,7 @@ class DecoderParameters:
     norm_epsilon: float
     norm_weights: Sequence[MXTensor]
     softmax_lanes: int = 2
+    attention_lanes: int = 2
     gated_lanes: int = 1
     tables: TableBits = TableBits()
     rotary: int | None = None
@@ -180,7 +181,7 @@ class FoldedDecoder(wiring.Component):
             "quantizer": self._quantizer.latency + 1,
             "fixed": self._to_fixed.latency + 2,
             "argmax": self._argmax.latency + 1,
-            "residual": self._residual.latency,
+            "residual": 1 + self._residual.latency,
             "norm": self._norm.latency,
             "rope": 1 + self._rope.latency,
             "rope_beat": max(self._rope.interval // beats, 1),
@@ -191,6 +192,7 @@ class FoldedDecoder(wiring.Component):
             "attention_beat": max(self._attention.interval // beats, 1),
             "gated": self._gated.latency,
             "gated_block": self._gated.interval,
+            "gated_beat": max(self._p.shape.block_size // self._p.gated_lanes // beats, 1),
             "bias": self._bias.latency if self._bias is not None else 0,
         }
 
@@ -284,6 +286,7 @@ class FoldedDecoder(wiring.Component):
         self._attention = AttentionOutput(
             head_size=shape.block_size // p.slots,
             context=shape.context,
+            multipliers=p.attention_lanes,
             reciprocal_bits=p.tables.attention_reciprocal,
             **beat,
         )
@@ -334,7 +337,10 @@ class FoldedDecoder(wiring.Component):
         word = BlockWord(format=p.engine_format, rows=shape.rows)
         m.submodules.memory_route = self._memory_route = StreamRoute(shape=word, ports=2, **counts)
         m.submodules.weight_select = self._weight_select = StreamSelect(
-            shape=word, ports=len(Weights), copies=shape.rows, **counts
+            shape=word,
+            ports=len(Weights),
+            parts=neighbours(p.engine_format, shape.rows),
+            **counts,
         )
         m.submodules.operand_select = self._operand_select = StreamSelect(
             shape=BlockBeat(format=p.activation_format, lanes=shape.lanes), ports=5, **counts
@@ -428,11 +434,11 @@ class FoldedDecoder(wiring.Component):
         link(m, _queued(m, "rope_queue", rotated), self._rope.i)
         sums = _queued(m, "attention_queue", results[Destination.ATTENTION.value])
         link(m, sums, self._attention.i)
-        link(m, results[Destination.RESIDUAL.value], self._residual.i_add)
+        sums = _queued(m, "residual_queue", results[Destination.RESIDUAL.value])
+        link(m, sums, self._residual.i_add)
         link(m, results[Destination.GATED.value], self._gated.i)
-        # What a value leads to in the cache would come behind all of the route.
         beat = payload_shape(self._values.i)
-        m.submodules.values_register = into = StreamRegister(shape=beat)
+        m.submodules.values_queue = into = StreamFifo(shape=beat, depth=2)
         link(m, into.o, self._values.i)
         m.d.comb += [
             into.i.payload.scale.eq(values.payload.scale),

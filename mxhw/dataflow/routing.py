@@ -1,6 +1,8 @@
 """Joins and splits of streams by a static schedule: one command, then a run of transfers."""
 
-from amaranth import Cat, Module, Mux, Signal, Value, unsigned
+from collections.abc import Sequence
+
+from amaranth import Cat, Module, Mux, Shape, Signal, Value, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
@@ -68,9 +70,9 @@ class StreamSelect(_Scheduled):
         Number of inputs.
     count_bits : int
         Width of the count.
-    copies : int
-        Registers that hold the port, each for an equal part of a wide payload, so that none has to
-        drive all of it.
+    parts : sequence of int or None
+        Widths of the parts of the payload, from its lowest bit on. Each part has a register of its
+        own that holds the port, so that none has to drive all of a wide payload. By default one.
 
     Members
     -------
@@ -87,13 +89,17 @@ class StreamSelect(_Scheduled):
     A multiplexer of ``ports`` payloads and two counters.
     """
 
-    def __init__(self, *, shape, ports: int, count_bits: int, copies: int = 1):
+    def __init__(self, *, shape, ports: int, count_bits: int, parts: Sequence[int] | None = None):
         _check(ports, count_bits)
-        if not isinstance(copies, int) or copies < 1:
-            raise ValueError(f"Number of copies must be a positive integer, not {copies!r}")
+        width = Shape.cast(shape).width
+        self._parts = [width] if parts is None else list(parts)
+        if sum(self._parts) != width or min(self._parts, default=0) < 1:
+            raise ValueError(
+                f"Parts of a payload must have positive widths that add up to its {width} bits, "
+                f"not {self._parts!r}"
+            )
         self.ports = ports
         self.count_bits = count_bits
-        self._copies = copies
         command = RouteCommand(ports=ports, count_bits=count_bits)
         super().__init__(
             {
@@ -106,7 +112,7 @@ class StreamSelect(_Scheduled):
     def elaborate(self, platform) -> Module:
         m = Module()
         chosen = self._schedule(m, self.o.valid & self.o.ready)
-        ports = register_copies(bits_for(self.ports - 1), self._copies, "port")
+        ports = register_copies(bits_for(self.ports - 1), len(self._parts), "port")
         with m.If(self.i_command.valid & self.i_command.ready):
             m.d.sync += [port.eq(self.i_command.payload.port) for port in ports]
         valids = Cat(source.valid for source in self.i)
@@ -115,9 +121,10 @@ class StreamSelect(_Scheduled):
             source.ready.eq(self.o.ready & chosen[index]) for index, source in enumerate(self.i)
         ]
         payloads = [Value.cast(self.i[index].payload) for index in range(self.ports)]
-        part = -(-len(payloads[0]) // self._copies)
-        for copy, port in enumerate(ports):
-            span = slice(copy * part, (copy + 1) * part)
+        start = 0
+        for width, port in zip(self._parts, ports, strict=True):
+            span = slice(start, start + width)
+            start += width
             chosen = Value.cast(self.o.payload)[span]
             with m.Switch(port):
                 for index in range(self.ports - 1):

@@ -12,7 +12,7 @@ from mxhw.arith.shapes import BlockWord
 from mxhw.dataflow.copies import register_copies
 from mxhw.formats import SCALE_BITS, BlockFormat
 
-__all__ = ["ReadCommand", "WeightMemory", "WordDecoder", "memory_parts"]
+__all__ = ["ReadCommand", "WeightMemory", "WordDecoder", "memory_parts", "neighbours"]
 
 _LANES_A_PART = 8
 
@@ -44,6 +44,20 @@ def memory_parts(format: BlockFormat, rows: int) -> list[list[tuple[int, int]]]:
     ]
     parts[-1] += [(row * block + size * element, SCALE_BITS) for row in range(rows)]
     return parts
+
+
+def neighbours(format: BlockFormat, rows: int) -> list[int]:
+    """Widths of the parts of a word whose bits lie near each other on a device, lowest first.
+
+    Eight lanes of a row; the last ones of a row with its scale.
+    """
+    lanes = [
+        min(_LANES_A_PART, format.block_size - start)
+        for start in range(0, format.block_size, _LANES_A_PART)
+    ]
+    widths = [count * format.element.bits for count in lanes]
+    widths[-1] += SCALE_BITS
+    return widths * rows
 
 
 class WeightMemory(wiring.Component):

@@ -14,7 +14,8 @@ from safetensors.torch import load as parse_safetensors
 from torch import Tensor
 
 from mxhw.errors import UserError
-from mxhw.models.llama import Llama, LlamaConfig
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import Llama
 from mxhw.models.tokenizer import Tokenizer
 
 __all__ = ["MODELS", "BundledModel", "load", "load_from"]

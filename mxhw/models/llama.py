@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from mxhw.models.config import LlamaConfig
 
 __all__ = [
     "OPERATORS",
@@ -26,119 +27,12 @@ __all__ = [
     "FeedForward",
     "KeyValueCache",
     "Llama",
-    "LlamaConfig",
     "LlamaDecode",
     "LlamaTracer",
     "Positions",
     "RMSNorm",
     "Rope",
-    "generate",
-    "generate_cached",
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """Shape and constants of a Llama model.
-
-    Parameters
-    ----------
-    vocabulary_size : int
-        Number of tokens.
-    dim : int
-        Width of the residual stream.
-    hidden : int
-        Width of the feed-forward network.
-    layers : int
-        Number of blocks.
-    heads : int
-        Number of query heads; a multiple of ``kv_heads``.
-    kv_heads : int
-        Number of key/value heads.
-    head_size : int
-        Width of a head; even, for the rotary pairs.
-    context : int
-        Largest number of positions.
-    rope_theta : float
-        Base of the rotary angles.
-    norm_epsilon : float
-        Added to the mean square in every norm.
-    tied : bool
-        Whether the output projection is the embedding table.
-    qkv_bias : bool
-        Whether the projections to queries, keys and values add a bias.
-
-    Raises
-    ------
-    TypeError
-        If a field has the wrong type.
-    ValueError
-        If a field is out of range or two fields contradict each other.
-    """
-
-    vocabulary_size: int = 512
-    dim: int = 64
-    hidden: int = 160
-    layers: int = 5
-    heads: int = 2
-    kv_heads: int = 1
-    head_size: int = 32
-    context: int = 256
-    rope_theta: float = 10000.0
-    norm_epsilon: float = 1e-5
-    tied: bool = True
-    qkv_bias: bool = False
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            label = field.name.replace("_", " ").replace("kv", "key/value").capitalize()
-            if field.type == "bool":
-                if not isinstance(value, bool):
-                    raise TypeError(f"{label} must be a boolean, not {value!r}")
-            elif field.type == "int":
-                if not isinstance(value, int) or isinstance(value, bool):
-                    raise TypeError(f"{label} must be an integer, not {value!r}")
-                if value <= 0:
-                    raise ValueError(f"{label} must be positive, not {value!r}")
-            else:
-                if not isinstance(value, (int, float)) or isinstance(value, bool):
-                    raise TypeError(f"{label} must be a number, not {value!r}")
-                if not (math.isfinite(value) and value > 0):
-                    raise ValueError(f"{label} must be positive and finite, not {value!r}")
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"Number of heads must be a multiple of the number of key/value heads "
-                f"({self.kv_heads}), not {self.heads}"
-            )
-        if self.head_size % 2:
-            raise ValueError(f"Head size must be even, not {self.head_size}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dictionary of JSON types."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> LlamaConfig:
-        """Make a configuration from a dictionary such as :meth:`to_dict` returns.
-
-        Parameters
-        ----------
-        fields : dict
-            Values by field name; fields left out have their defaults.
-
-        Raises
-        ------
-        ValueError
-            If a name is not a field's, or a value is out of range.
-        TypeError
-            If a value has the wrong type.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        for name in fields:
-            if name not in known:
-                raise ValueError(f"Field {name!r} is not one of a Llama configuration")
-        return cls(**fields)
 
 
 class RMSNorm(nn.Module):
@@ -560,73 +454,3 @@ class LlamaTracer(torch.fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Tell whether ``m`` becomes one node of the graph."""
         return isinstance(m, OPERATORS) or super().is_leaf_module(m, module_qualified_name)
-
-
-@torch.no_grad()
-def generate(model: Llama, ids: list[int], n: int) -> list[int]:
-    """Continue a text greedily, from the whole sequence each time: the slow reference.
-
-    Parameters
-    ----------
-    model : Llama
-        Model to ask.
-    ids : list[int]
-        Token numbers of the prompt, at least one.
-    n : int
-        Number of tokens to add; prompt and continuation together must fit in the context.
-
-    Returns
-    -------
-    list[int]
-        The ``n`` new tokens.
-
-    Raises
-    ------
-    ValueError
-        If the prompt is empty, ``n`` is negative or the context is too short.
-    """
-    _check_room(model.config, ids, n)
-    sequence = list(ids)
-    for _ in range(n):
-        sequence.append(int(model(torch.tensor([sequence]))[0, -1].argmax()))
-    return sequence[len(ids) :]
-
-
-@torch.no_grad()
-def generate_cached(decode: LlamaDecode, ids: list[int], n: int) -> list[int]:
-    """Continue a text greedily with the decode step; parameters as for :func:`generate`.
-
-    Parameters
-    ----------
-    decode : LlamaDecode
-        Decode step to use; its caches are cleared first.
-    ids : list[int]
-        Token numbers of the prompt, at least one.
-    n : int
-        Number of tokens to add.
-
-    Raises
-    ------
-    ValueError
-        If the prompt is empty, ``n`` is negative or the context is too short.
-    """
-    _check_room(decode.config, ids, n)
-    decode.reset()
-    sequence = list(ids)
-    for position in range(len(ids) + n - 1):
-        logits = decode(torch.tensor([sequence[position]]), torch.tensor([position]))
-        if position + 1 == len(sequence):
-            sequence.append(int(logits.argmax()))
-    return sequence[len(ids) :]
-
-
-def _check_room(config: LlamaConfig, ids: list[int], n: int) -> None:
-    if not ids:
-        raise ValueError("Prompt must have at least one token, not 0")
-    if n < 0:
-        raise ValueError(f"Number of new tokens must not be negative, not {n}")
-    if len(ids) + n > config.context:
-        raise ValueError(
-            f"Prompt and continuation must fit in the context ({config.context} tokens), "
-            f"not take {len(ids) + n}"
-        )

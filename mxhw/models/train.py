@@ -27,8 +27,9 @@ from torch.nn import functional
 
 from mxhw.errors import UserError
 from mxhw.models.bundled import BundledModel, load_from
+from mxhw.models.config import LlamaConfig
 from mxhw.models.evaluate import read_stories, score, split_count
-from mxhw.models.llama import Attention, CausalAttention, Llama, LlamaConfig
+from mxhw.models.llama import Attention, CausalAttention, Llama
 from mxhw.models.tokenizer import EOS, Tokenizer, train_tokenizer
 
 __all__ = ["Muon", "Recipe", "main", "pack", "save_model", "train"]

@@ -11,6 +11,7 @@ from mxhw.boards.catalog import (
     find_board,
 )
 from mxhw.boards.platforms import create_platform
+from mxhw.boards.wrapper import achievable_hz
 from mxhw.errors import ToolError, UserError
 
 
@@ -21,6 +22,8 @@ def test_board_agrees_with_its_platform(name):
     assert platform.default_clk_frequency == board.clock_hz
     assert platform.device.upper().removesuffix("I") == board.device.name.upper()
     assert (("uart", 0) in platform.resources) == board.has_uart
+    wanted = board.design_clock_mhz * 1e6
+    assert achievable_hz(board, round(wanted)) == pytest.approx(wanted, rel=0.01)
     if board.toolchain == Toolchain.TRELLIS:
         assert platform.toolchain == "Trellis"
         assert platform.family == board.device.family

@@ -11,7 +11,8 @@ from mxhw.compiler.passes import LoweringOptions
 from mxhw.dataflow.program import Destination, Operand, Position, Weights
 from mxhw.errors import UserError
 from mxhw.formats import parse_format
-from mxhw.models.llama import Llama, LlamaConfig, LlamaDecode
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import Llama, LlamaDecode
 from mxhw.sw.packing import pack_matrix
 
 OPTIONS = LoweringOptions()

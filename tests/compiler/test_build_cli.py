@@ -494,9 +494,12 @@ def test_the_context_that_a_board_holds(cli, outside, monkeypatch):
 
 def test_a_lower_clock_where_weights_lie_in_lookup_tables(cli, stand, outside, monkeypatch):
     """The default follows the binding; a clock that is asked for, and a bundled model's, do not."""
-    from mxhw.compiler import context
+    from mxhw.compiler import defaults
 
-    monkeypatch.setattr(context, "_has_weights_in_tables", lambda settings: True)
+    def from_outside(context):
+        return bool(context.settings.fingerprint)
+
+    monkeypatch.setattr(defaults, "_has_weights_in_tables", from_outside)
     sentence = (
         "Clock is 58 MHz instead of 65, since a part of the weights lies in lookup tables; "
         "--clock asks for another.\n"
@@ -505,6 +508,8 @@ def test_a_lower_clock_where_weights_lie_in_lookup_tables(cli, stand, outside, m
         ((str(outside),), 58.0, True),
         ((str(outside), "--clock", "65"), 65.0, False),
         (("llama",), 65.0, False),
+        (("llama", "--board", "ecpix5-85f"), 95.0, False),
+        (("llama", "--board", "ecpix5-85f", "--clock", "70"), 70.0, False),
     ):
         status, _, err = cli(*arguments, "--out", f"build-{len(stand.seen)}")
         assert status == 0
@@ -515,18 +520,25 @@ def test_a_lower_clock_where_weights_lie_in_lookup_tables(cli, stand, outside, m
 def test_weights_in_lookup_tables_are_seen(outside, monkeypatch):
     import dataclasses
 
-    from mxhw.compiler import context
+    from mxhw.compiler.context import Context, Settings
+    from mxhw.compiler.defaults import choose_defaults
 
-    settings = context.Settings(str(outside), "ulx3s-85f", fingerprint="0", context=32)
-    assert context.choose_clock(settings, None) == (settings, None)
-    whole = context.Context(settings, Path(), SilentProgress()).binding
+    settings = Settings(str(outside), "ulx3s-85f", fingerprint="0", context=32)
+    progress = SilentProgress()
+
+    def chosen():
+        context, sentences = choose_defaults(settings, None, progress)
+        return context.settings, sentences
+
+    assert chosen() == (settings, [])
+    whole = Context(settings, Path(), SilentProgress()).binding
     short = dataclasses.replace(whole, block_words=1)
-    monkeypatch.setattr(context.Context, "binding", short)
-    assert context.choose_clock(settings, None)[0].clock_mhz == 58
+    monkeypatch.setattr(Context, "binding", short)
+    assert chosen()[0].clock_mhz == 58
     # A model that no block RAM holds is not lowered to find its clock.
-    monkeypatch.setattr(context.Context, "holds_weights", lambda self: False)
-    monkeypatch.setattr(context.Context, "binding", property(lambda self: pytest.fail("lowered")))
-    assert context.choose_clock(settings, None) == (settings, None)
+    monkeypatch.setattr(Context, "holds_weights", lambda self: False)
+    monkeypatch.setattr(Context, "binding", property(lambda self: pytest.fail("lowered")))
+    assert chosen() == (settings, [])
 
 
 def test_build_of_a_model_from_outside(cli, stand, outside):

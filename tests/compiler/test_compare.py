@@ -124,6 +124,7 @@ class Context:
             from mxhw.errors import UserError
 
             raise UserError(f"There is no model {settings.model!r}: choose one of llama")
+        self.settings = settings
         self.decode = tiny.lowered()
         self.config = tiny.CONFIG
         self.tokenizer = types.SimpleNamespace(

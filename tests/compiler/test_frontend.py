@@ -5,7 +5,8 @@ from torch.nn import functional
 
 from mxhw.compiler.frontend import capture, check_supported, source_line
 from mxhw.errors import UserError
-from mxhw.models.llama import Llama, LlamaConfig, LlamaDecode, RMSNorm
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import Llama, LlamaDecode, RMSNorm
 
 CONFIG = LlamaConfig(vocabulary_size=64, dim=32, hidden=64, layers=2, heads=2, context=16)
 

@@ -8,7 +8,8 @@ from mxhw.compiler.ideal import IdealModel, round_to_format
 from mxhw.compiler.passes import LoweringOptions
 from mxhw.errors import UserError
 from mxhw.formats import BlockFormat
-from mxhw.models.llama import Llama, LlamaConfig
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import Llama
 
 CONFIG = LlamaConfig(vocabulary_size=64, dim=64, hidden=96, layers=2, heads=2, context=64)
 

@@ -8,7 +8,8 @@ from mxhw.compiler.lower import lower, reset_caches
 from mxhw.compiler.passes import LoweringOptions
 from mxhw.errors import UserError
 from mxhw.formats import BlockFormat, parse_format
-from mxhw.models.llama import Llama, LlamaConfig, LlamaDecode
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import Llama, LlamaDecode
 from mxhw.sw.golden.linear import FIXED_FRACTION_BITS
 from mxhw.sw.golden.tensor import quantize
 

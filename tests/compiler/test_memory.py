@@ -2,7 +2,8 @@ from mxhw.compiler.lower import lower
 from mxhw.compiler.memory import describe_memory, memory_needed
 from mxhw.compiler.passes import LoweringOptions
 from mxhw.formats import BlockFormat
-from mxhw.models.llama import LlamaConfig, LlamaDecode
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import LlamaDecode
 from mxhw.sw.golden.cache import KeyStore, ValueStore
 from mxhw.sw.golden.tensor import MXTensor
 from tests.compiler.test_pad import SHAPES, make

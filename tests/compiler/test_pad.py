@@ -13,7 +13,8 @@ from mxhw.compiler.ideal import IdealModel
 from mxhw.compiler.lower import lower, reset_caches
 from mxhw.compiler.passes import LoweringOptions
 from mxhw.compiler.passes.pad import HeadLayout
-from mxhw.models.llama import Llama, LlamaConfig, LlamaDecode
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import Llama, LlamaDecode
 from mxhw.sw.golden.linear import FIXED_FRACTION_BITS
 from tests.tiny import quick_build
 

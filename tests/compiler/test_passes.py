@@ -15,7 +15,8 @@ from mxhw.compiler.passes import (
 )
 from mxhw.compiler.passes.simplify import FoldAttentionScale, FuseGatedSilu, RemoveReshapes
 from mxhw.errors import UserError
-from mxhw.models.llama import CausalAttention, Llama, LlamaConfig, LlamaDecode
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import CausalAttention, Llama, LlamaDecode
 
 CONFIG = LlamaConfig(vocabulary_size=64, dim=64, hidden=64, layers=2, heads=2, context=16)
 OPTIONS = LoweringOptions()

@@ -1,20 +1,20 @@
 """The predicted schedule of a token against the simulation."""
 
+import dataclasses
+
 import pytest
 
 from mxhw.compiler.elaborate import elaborate
 from mxhw.compiler.schedule import schedule_token
+from mxhw.cosim.engine import make_engine
 from mxhw.dataflow.program import TokenStep
 from tests import tiny
 
 POSITIONS = [0, 3, 15, 31, 32, 40]
 
 
-@pytest.fixture(scope="module")
-def measured():
+def measure(sim):
     """Cycles of each position's token, and words of the engine."""
-    sim = tiny.simulation()
-    sim.reset()
     shape = tiny.binding().shape
     layout = TokenStep(vocabulary=shape.vocabulary, context=shape.context)
     result = []
@@ -27,12 +27,39 @@ def measured():
     return result
 
 
+@pytest.fixture(scope="module")
+def measured():
+    sim = tiny.simulation()
+    sim.reset()
+    return measure(sim)
+
+
 @pytest.mark.parametrize("position", POSITIONS)
 def test_cycles_of_a_token(measured, position):
     schedule = schedule_token(elaborate(tiny.binding()), position)
     cycles, words = measured[position]
     assert schedule.engine_words == words
     assert schedule.cycles == pytest.approx(cycles, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lanes", [(4, 4, 4), (2, 4, 2), (1, 1, 1)])
+def test_cycles_with_other_widths_of_units(lanes):
+    names = ("softmax_lanes", "attention_lanes", "gated_lanes")
+    binding = dataclasses.replace(tiny.binding(), **dict(zip(names, lanes, strict=True)))
+    with (
+        tiny.quick_build(),
+        make_engine(
+            elaborate(binding), "cxxrtl", probes=["engine.i_weights"], inner_signals=False
+        ) as sim,
+    ):
+        sim.probe("engine.i_weights")
+        measured = measure(sim)
+    for position in POSITIONS:
+        schedule = schedule_token(elaborate(binding), position)
+        cycles, words = measured[position]
+        assert schedule.engine_words == words
+        assert schedule.cycles == pytest.approx(cycles, rel=0.02)
 
 
 def test_steps_follow_each_other():

@@ -14,7 +14,8 @@ from mxhw.compiler.lower import lower
 from mxhw.compiler.progress import SilentProgress
 from mxhw.compiler.simulate import Script, ScriptStep, SimulationResult, replay, write_script
 from mxhw.errors import BuildError, UserError
-from mxhw.models.llama import Llama, LlamaConfig, LlamaDecode
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import Llama, LlamaDecode
 from mxhw.models.tokenizer import BOS, EOS
 
 CONFIG = LlamaConfig(

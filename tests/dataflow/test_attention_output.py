@@ -96,7 +96,8 @@ def test_fewer_entries(reciprocal_bits):
     )
 
 
-def test_heads_that_share_a_block():
+@pytest.mark.parametrize("multipliers", [2, 4])
+def test_heads_that_share_a_block(multipliers):
     generator = torch.Generator().manual_seed(5)
     slots, blocks = 4, 20
     elements = torch.randint(-32767, 32768, (blocks, 32), generator=generator)
@@ -114,7 +115,9 @@ def test_heads_that_share_a_block():
         factor = reciprocal_table().evaluate(top).repeat_interleave(8)
         unit = sums.exponents()[block] - 15 + 32 - torch.tensor(length).repeat_interleave(8)
         expected.append(quantize_wide(Wide(elements[block] * factor, unit), NARROW))
-    unit = AttentionOutput(wide_format=WIDE, format=NARROW, head_size=8, context=64)
+    unit = AttentionOutput(
+        wide_format=WIDE, format=NARROW, head_size=8, context=64, multipliers=multipliers
+    )
     check_stream(
         unit,
         {"i": beats(sums, 4), "i_total": totals.flatten().tolist()},

@@ -1,5 +1,6 @@
 """The folded decoder on tiny models: every node equals golden, under stalls and in any mix."""
 
+import dataclasses
 import random
 
 import pytest
@@ -10,7 +11,8 @@ from mxhw.compiler.elaborate import decoder_parameters, elaborate
 from mxhw.compiler.lower import lower
 from mxhw.compiler.passes import LoweringOptions
 from mxhw.formats import parse_format
-from mxhw.models.llama import LlamaConfig, LlamaDecode
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import LlamaDecode
 from tests import tiny
 
 
@@ -71,22 +73,38 @@ BASE = {"vocabulary_size": 32, "dim": 32, "hidden": 32, "layers": 1, "kv_heads":
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("changes", "weights", "rows", "length"),
+    ("changes", "weights", "rows", "lanes", "length"),
     [
-        pytest.param({"heads": 4, "context": 64}, "mxint8", 4, 64, id="4 heads, full context"),
-        pytest.param({"heads": 4, "context": 64, "tied": False}, "mxfp4", 2, 42, id="2 rows"),
-        pytest.param({"heads": 1, "context": 32, "layers": 2}, "mxint4", 4, 6, id="mxint4"),
         pytest.param(
-            {"heads": 2, "context": 32, "hidden": 64}, "mxfp6_e3m2", 4, 6, id="mxfp6_e3m2"
+            {"heads": 4, "context": 64}, "mxint8", 4, (4, 4, 2), 64, id="4 heads, full context"
         ),
-        pytest.param({"heads": 2, "context": 32, "dim": 64}, "mxint8", 8, 12, id="8 rows"),
+        pytest.param(
+            {"heads": 4, "context": 64, "tied": False}, "mxfp4", 2, (2, 2, 1), 42, id="2 rows"
+        ),
+        pytest.param(
+            {"heads": 1, "context": 32, "layers": 2}, "mxint4", 4, (1, 1, 4), 6, id="mxint4"
+        ),
+        pytest.param(
+            {"heads": 2, "context": 32, "hidden": 64},
+            "mxfp6_e3m2",
+            4,
+            (2, 4, 1),
+            6,
+            id="mxfp6_e3m2",
+        ),
+        pytest.param(
+            {"heads": 2, "context": 32, "dim": 64}, "mxint8", 8, (8, 8, 8), 12, id="8 rows"
+        ),
     ],
 )
-def test_other_shapes_and_formats(changes, weights, rows, length):
+def test_other_shapes_and_formats(changes, weights, rows, lanes, length):
+    """``lanes`` are those of the softmax, the attention output and the gated SiLU."""
     config = LlamaConfig(**{**BASE, **changes})
     options = LoweringOptions(weight_format=parse_format(weights))
     graph = lower(LlamaDecode(tiny.llama(config, gain=2.0)), options)
-    decoder = elaborate(bind(graph, options, rows=rows))
+    names = ("softmax_lanes", "attention_lanes", "gated_lanes")
+    binding = bind(graph, options, rows=rows)
+    decoder = elaborate(dataclasses.replace(binding, **dict(zip(names, lanes, strict=True))))
     with tiny.quick_build():
         result = compare_decoder(decoder, graph, text(length, 6, config.vocabulary_size))
     assert result.difference is None

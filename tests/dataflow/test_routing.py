@@ -1,5 +1,6 @@
 # amaranth: UnusedElaboratable=no
 import random
+import re
 
 import pytest
 from amaranth import unsigned
@@ -13,8 +14,8 @@ def _schedule(ports, runs, seed):
     return [(random.randrange(ports), random.choice([0, 1, 2, 5])) for _ in range(runs)]
 
 
-@pytest.mark.parametrize("copies", [1, 3, 4])
-def test_select_follows_its_commands(copies):
+@pytest.mark.parametrize("parts", [None, [3, 3, 2], [1, 7]])
+def test_select_follows_its_commands(parts):
     schedule = _schedule(3, 20, 1)
     inputs = {f"i.{port}": [] for port in range(3)}
     expected = []
@@ -23,7 +24,7 @@ def test_select_follows_its_commands(copies):
         inputs[f"i.{port}"] += run
         expected += run
     inputs["i_command"] = [{"port": port, "count": count} for port, count in schedule]
-    unit = StreamSelect(shape=unsigned(8), ports=3, count_bits=4, copies=copies)
+    unit = StreamSelect(shape=unsigned(8), ports=3, count_bits=4, parts=parts)
     check_stream(unit, inputs, {"o": expected})
 
 
@@ -50,12 +51,14 @@ def test_parameters_are_checked(unit):
         unit(shape=unsigned(8), ports=2, count_bits="x")
 
 
-def test_copies_are_checked():
-    for copies in (0, "x"):
+def test_parts_are_checked():
+    for parts in ([4, 3], [8, 0], []):
         with pytest.raises(
-            ValueError, match=rf"^Number of copies must be a positive integer, not {copies!r}$"
+            ValueError,
+            match=r"^Parts of a payload must have positive widths that add up to its 8 bits, "
+            rf"not {re.escape(repr(parts))}$",
         ):
-            StreamSelect(shape=unsigned(8), ports=3, count_bits=4, copies=copies)
+            StreamSelect(shape=unsigned(8), ports=3, count_bits=4, parts=parts)
 
 
 def test_register_passes_everything(engine):

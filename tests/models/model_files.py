@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import models
 
-from mxhw.models.llama import Llama, LlamaConfig
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import Llama
 from mxhw.models.loaders.huggingface import parameter_names
 
 BASE = LlamaConfig(

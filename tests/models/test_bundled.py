@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from mxhw.errors import UserError
 from mxhw.models import bundled, evaluate, train
 from mxhw.models.bundled import MODELS, BundledModel, load, load_from
+from mxhw.models.config import LlamaConfig
 from mxhw.models.evaluate import bits_per_byte, read_stories
-from mxhw.models.llama import LlamaConfig, LlamaDecode, generate, generate_cached
+from mxhw.models.greedy import generate, generate_cached
+from mxhw.models.llama import LlamaDecode
 from mxhw.models.tokenizer import BOS, EOS, UNK, Tokenizer, train_tokenizer
 from tests.data import data_file
 

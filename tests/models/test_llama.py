@@ -5,19 +5,18 @@ import numpy as np
 import pytest
 import torch
 
+from mxhw.models.config import LlamaConfig
 from mxhw.models.evaluate import bits_per_byte, perplexity, score
+from mxhw.models.greedy import generate, generate_cached
 from mxhw.models.llama import (
     OPERATORS,
     CausalAttention,
     KeyValueCache,
     Llama,
-    LlamaConfig,
     LlamaDecode,
     LlamaTracer,
     RMSNorm,
     Rope,
-    generate,
-    generate_cached,
 )
 
 SHAPES = [

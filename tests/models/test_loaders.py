@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from mxhw.compiler.lower import lower
-from mxhw.models.llama import LlamaConfig, LlamaDecode, generate
+from mxhw.models.config import LlamaConfig
+from mxhw.models.greedy import generate
+from mxhw.models.llama import LlamaDecode
 from mxhw.models.loaders import fingerprint, is_model_path, load_path, model_name
 from mxhw.models.loaders.checked import DEFAULT_CONTEXT, rows_to_pairs
 from mxhw.sw.golden.tensor import MXTensor

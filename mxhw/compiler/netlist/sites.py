@@ -30,6 +30,8 @@ _MULTIPLIER_ROWS = (10, 34, 58)
 _BLOCK_RAM_SITES = ((0, "EBR0"), (2, "EBR1"), (4, "EBR2"), (6, "EBR3"))
 _BLOCK_RAM_ROWS = (22, 46, 70, 82)
 _CENTRE = (62, 46)
+_SPARE = 4
+"""Sites of the middle beyond those needed: a placer that has to fill all may never find the way."""
 _ROW_WEIGHT = 0.5
 """Cost of a tile's distance across rows in those along them: a lane's place along counts more."""
 
@@ -93,10 +95,15 @@ def _sites(rows: Sequence[int], columns: Sequence[tuple[int, str]]) -> list[_Sit
 
 
 def _choose_sites(sites: list[_Site], count: int, free: int) -> list[_Site]:
-    """``count`` sites around the ``free`` ones in the middle; none if there are too few."""
-    if count + free > len(sites):
+    """``count`` sites around the ``free`` ones in the middle; none if there are too few.
+
+    Some of the sites that remain are left in the middle too.
+    """
+    remaining = len(sites) - count - free
+    if remaining < 0:
         return []
-    return sorted(sites, key=lambda site: (site.distance(*_CENTRE), site))[free : free + count]
+    first = free + min(remaining // 2, _SPARE)
+    return sorted(sites, key=lambda site: (site.distance(*_CENTRE), site))[first : first + count]
 
 
 def _lanes(module: dict[str, Any], index: Index) -> dict[str, tuple[int, int]]:

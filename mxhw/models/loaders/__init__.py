@@ -8,7 +8,8 @@ import hashlib
 from pathlib import Path
 
 from mxhw.errors import UserError
-from mxhw.models.llama import Llama, LlamaConfig
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import Llama
 from mxhw.models.loaders.checked import FileReader
 from mxhw.models.loaders.tokenizer import ModelTokenizer
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mxhw.errors import UserError
-from mxhw.models.llama import Llama, LlamaConfig, Positions, Rope
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import Llama, Positions, Rope
 
 __all__ = [
     "DEFAULT_CONTEXT",

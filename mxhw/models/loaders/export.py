@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from mxhw.errors import ToolError, UserError
-from mxhw.models.llama import LlamaConfig, Rope
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import Rope
 
 __all__ = ["FAMILIES", "export_names", "match_llama"]
 

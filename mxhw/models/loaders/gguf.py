@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from mxhw.errors import ToolError, UserError
-from mxhw.models.llama import Llama, LlamaConfig
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import Llama
 from mxhw.models.loaders.checked import (
     FileReader,
     choose_context,

@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mxhw.errors import UserError
-from mxhw.models.llama import Llama, LlamaConfig
+from mxhw.models.config import LlamaConfig
+from mxhw.models.llama import Llama
 from mxhw.models.loaders.checked import (
     choose_context,
     make_config,
