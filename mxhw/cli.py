@@ -50,8 +50,8 @@ _MODEL_OPTIONS = (
         "--clock",
         metavar="MHZ",
         type=float,
-        help="Clock of the design on the board; by default the board's, 65 or 95, or 58 where weights "
-        "do not all fit block RAM.",
+        help="Clock of the design on the board; by default the board's, 65 or 95, or 58 where "
+        "weights do not all fit block RAM.",
     ),
     click.option(
         "--context",

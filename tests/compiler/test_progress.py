@@ -4,7 +4,13 @@ import pytest
 from rich.console import Console
 
 from mxhw.compiler import progress
-from mxhw.compiler.progress import LineProgress, LiveProgress, SilentProgress, make_progress
+from mxhw.compiler.progress import (
+    LineProgress,
+    LiveProgress,
+    SilentProgress,
+    StatusProgress,
+    make_progress,
+)
 
 STEPS = [("plan", "think"), ("rtl", "write [it]"), ("simulate", "run it")]
 
@@ -52,6 +58,21 @@ def test_lines(monkeypatch):
         "  c (5 of 9)",
         "rtl: done in 19.0 s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "quiet", "shown"),
+    [(True, False, True), (True, True, False), (False, False, False)],
+)
+def test_status_is_for_terminals(terminal, quiet, shown):
+    output = console(terminal)
+    with StatusProgress(output, quiet=quiet) as progress:
+        progress.update("lowering the decode step")
+        if shown:
+            progress._status._live.refresh()
+    assert ("lowering the decode step" in output.file.getvalue()) == shown
+    if not shown:
+        assert output.file.getvalue() == ""
 
 
 def test_live_table():
