@@ -9,8 +9,10 @@ from amaranth.lib.cdc import ResetSynchronizer
 
 from mxhw.boards.catalog import Board
 from mxhw.boards.clock import EcpPll, Mmcm, solve_ecp5, solve_mmcm
+from mxhw.dataflow.frames import LOGITS_PER_BEAT
 from mxhw.dataflow.host import HostController
-from mxhw.dataflow.link import link
+from mxhw.dataflow.link import link, payload_shape
+from mxhw.dataflow.logits import LogitsRegroup
 from mxhw.dataflow.uart import UartReceiver, UartTransmitter, bit_period
 from mxhw.errors import UserError
 
@@ -42,7 +44,7 @@ class HostedDecoder(wiring.Component):
     ----------
     decoder : :class:`amaranth.lib.wiring.Component`
         Component with streams ``i_step``, ``o_token`` and ``o_logits``, the counterparts of those
-        of :class:`~mxhw.dataflow.host.HostController`.
+        of :class:`~mxhw.dataflow.host.HostController`; its logits may come in other beats.
     vocabulary, context, model_hash, clock_hz, name
         As for the controller.
     baud : int
@@ -66,6 +68,7 @@ class HostedDecoder(wiring.Component):
         name: str = "mxhw",
     ):
         self._decoder = decoder
+        self._vocabulary = vocabulary
         self._host = HostController(
             vocabulary=vocabulary,
             context=context,
@@ -86,7 +89,15 @@ class HostedDecoder(wiring.Component):
         link(m, host.o_byte, wiring.flipped(self.o_byte))
         link(m, host.o_step, decoder.i_step)
         link(m, decoder.o_token, host.i_token)
-        link(m, decoder.o_logits, host.i_logits)
+        logits = decoder.o_logits
+        lanes = payload_shape(logits).length
+        if lanes != LOGITS_PER_BEAT:
+            m.submodules.regroup = regroup = LogitsRegroup(
+                length=self._vocabulary, lanes_in=lanes, lanes_out=LOGITS_PER_BEAT
+            )
+            link(m, logits, regroup.i)
+            logits = regroup.o
+        link(m, logits, host.i_logits)
         m.d.comb += [host.line_error.eq(self.line_error), self.busy.eq(host.busy)]
         return m
 

@@ -8,6 +8,7 @@ graph holds decides the program; the units' connections are those of
 import dataclasses
 import itertools
 
+import torch
 from torch import fx
 
 from mxhw import ops
@@ -68,13 +69,24 @@ class _Binder:
 
     def _place(self, key: str, name: str, weight: MXTensor) -> Region:
         if key not in self._regions:
-            words = pack_matrix(weight, self._rows)
+            words = pack_matrix(self._whole_groups(weight), self._rows)
             region = Region(
                 name, len(self._words), len(words), weight.elements.shape[0], weight.blocks
             )
             self._regions[key] = region
             self._words += words
         return self._regions[key]
+
+    def _whole_groups(self, weight: MXTensor) -> MXTensor:
+        """The matrix with rows of zeros behind it; only a vocabulary needs them."""
+        missing = -weight.elements.shape[0] % self._rows
+        if not missing:
+            return weight
+        parts = (
+            torch.cat([part, part.new_zeros(missing, part.shape[1])])
+            for part in (weight.elements, weight.scales)
+        )
+        return MXTensor(*parts, weight.format)
 
     def _refuse(self, node: Node, why: str) -> UserError:
         where = node.meta.get("source", node.name)
@@ -106,7 +118,7 @@ class _Binder:
             weights=Weights.MEMORY,
             base=region.base,
             blocks=region.blocks,
-            groups=region.rows // self._rows,
+            groups=-(-region.rows // self._rows),
             layer=max(self._layer, 0),
             **fields,
         )

@@ -264,7 +264,7 @@ def _feed(
     layout = TokenStep(vocabulary=shape.vocabulary, context=shape.context)
     payloads = [layout.const(dataclasses.asdict(step)).as_bits() for step in steps]  # pyright: ignore[reportArgumentType]
     sim.put("i_step", payloads, valid_probability=stalls[0], seed=seed)
-    beats = shape.vocabulary // shape.lanes
+    beats = -(-shape.vocabulary // shape.lanes)
     for name, count in (
         ("o_token", sum(step.head for step in steps)),
         ("o_logits", beats * sum(step.logits for step in steps)),

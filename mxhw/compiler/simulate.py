@@ -251,14 +251,14 @@ def _compare_logits(
 ) -> None:
     width = engine.design.streams["o_logits"].width
     lanes = width // FIXED_BITS
-    beats = engine.get("o_logits", len(expected) // lanes, timeout_cycles=timeout_cycles)
+    beats = engine.get("o_logits", -(-len(expected) // lanes), timeout_cycles=timeout_cycles)
     codes = [
         beat >> (lane * FIXED_BITS) & ((1 << FIXED_BITS) - 1)
         for beat in beats
         for lane in range(lanes)
     ]
     half = 1 << (FIXED_BITS - 1)
-    values = np.array([(code ^ half) - half for code in codes])
+    values = np.array([(code ^ half) - half for code in codes[: len(expected)]])
     wrong = np.flatnonzero(values != expected)
     if len(wrong):
         index = int(wrong[0])

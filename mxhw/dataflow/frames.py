@@ -262,6 +262,9 @@ class FrameTransmitter(wiring.Component):
     ----------
     identity : bytes
         Payload of messages with source IDENTITY.
+    whole_beats : bool
+        Whether every frame of logits has whole beats of 16 bytes. Otherwise what is left of the
+        last beat of a frame is dropped.
 
     Members
     -------
@@ -278,10 +281,11 @@ class FrameTransmitter(wiring.Component):
     Cost: about 250 LUT4 and 180 flip-flops.
     """
 
-    def __init__(self, *, identity: bytes):
+    def __init__(self, *, identity: bytes, whole_beats: bool = True):
         if not isinstance(identity, bytes) or not 1 <= len(identity) <= 64:
             raise ValueError(f"Identity must be 1 to 64 bytes, not {identity!r}")
         self._identity = identity
+        self._whole_beats = whole_beats
         logits = data.ArrayLayout(signed(LOGIT_BITS), LOGITS_PER_BEAT)
         super().__init__(
             {
@@ -355,6 +359,9 @@ class FrameTransmitter(wiring.Component):
                     m.d.comb += [byte.eq(check.crc[:8]), offer.eq(1)]
                     with m.If(push):
                         m.next = "CRC_HIGH"
+                        if not self._whole_beats:
+                            is_logits = message.source == MessageSource.LOGITS
+                            m.d.comb += self.i_logits.ready.eq(is_logits & message.length[:4].any())
                 with m.Elif(held):
                     m.d.comb += [byte.eq(fetched), offer.eq(1), check.valid.eq(push)]
                     with m.If(push):

@@ -8,7 +8,13 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from mxhw.dataflow.frames import FrameReceiver, FrameTransmitter, Message, MessageSource
+from mxhw.dataflow.frames import (
+    LOGITS_PER_BEAT,
+    FrameReceiver,
+    FrameTransmitter,
+    Message,
+    MessageSource,
+)
 from mxhw.dataflow.link import link
 from mxhw.dataflow.program import TokenStep
 from mxhw.dataflow.token_loop import (
@@ -36,7 +42,7 @@ class HostController(wiring.Component):
     Parameters
     ----------
     vocabulary, context : int
-        Number of token ids (a multiple of 4) and of positions.
+        Number of token ids, at most 16,383, and of positions.
     model_hash : bytes
         8 bytes that identify the model, for IDENTIFY.
     clock_hz : int
@@ -59,8 +65,8 @@ class HostController(wiring.Component):
     i_token : In(stream.Signature(token_shape(vocabulary)))
         One token for each step with ``sample``.
     i_logits : In(stream.Signature(logits_shape()))
-        ``vocabulary / 4`` beats for each step with ``logits``; the decoder may hold its token back
-        until they are taken, but not the other way round.
+        ``ceil(vocabulary / 4)`` beats for each step with ``logits``; the decoder may hold its token
+        back until they are taken, but not the other way round.
     busy : Out(1)
         A request is being served.
 
@@ -124,7 +130,9 @@ class HostController(wiring.Component):
         m.submodules.receiver = receiver = FrameReceiver(
             max_payload=max(8, 2 * self._context), timeout_cycles=self._timeout_cycles
         )
-        m.submodules.transmitter = transmitter = FrameTransmitter(identity=self._identity)
+        m.submodules.transmitter = transmitter = FrameTransmitter(
+            identity=self._identity, whole_beats=self._vocabulary % LOGITS_PER_BEAT == 0
+        )
         m.submodules.loop = loop = TokenLoop(vocabulary=self._vocabulary, context=self._context)
 
         link(m, wiring.flipped(self.i_byte), receiver.i)

@@ -18,6 +18,10 @@ __all__ = [
 ]
 
 
+_LARGEST_VOCABULARY = 16383
+"""A frame has at most 65,535 bytes, and a logit four."""
+
+
 def token_shape(vocabulary: int):
     """Shape of a token id."""
     return unsigned(bits_for(vocabulary - 1))
@@ -30,14 +34,9 @@ def logits_shape():
 
 def check_sizes(vocabulary: int, context: int) -> None:
     """Raise ValueError unless the link can carry tokens, positions and logits of these sizes."""
-    if (
-        not isinstance(vocabulary, int)
-        or not 0 < vocabulary <= 16380
-        or vocabulary % LOGITS_PER_BEAT
-    ):
+    if not isinstance(vocabulary, int) or not 0 < vocabulary <= _LARGEST_VOCABULARY:
         raise ValueError(
-            f"Vocabulary must be a positive multiple of {LOGITS_PER_BEAT} up to 16380, "
-            f"not {vocabulary!r}"
+            f"Vocabulary must be an integer from 1 to {_LARGEST_VOCABULARY}, not {vocabulary!r}"
         )
     if not isinstance(context, int) or not 8 <= context <= 32767:
         raise ValueError(f"Context must be an integer from 8 to 32767, not {context!r}")

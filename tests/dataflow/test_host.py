@@ -396,10 +396,32 @@ def test_transmitter_keeps_the_stream_contract():
     )
 
 
+def test_transmitter_drops_the_rest_of_a_last_beat():
+    messages = [
+        {"kind": 0x84, "length": 4 * count, "source": 2, "body": 0} for count in (5, 1, 8, 7)
+    ] + [{"kind": 0x83, "length": 2, "source": 0, "body": 0x0201}]
+    beats = [[16 * beat + lane for lane in range(4)] for beat in range(7)]
+    numbers = [
+        [0, 1, 2, 3, 16],
+        [32],
+        [48, 49, 50, 51, 64, 65, 66, 67],
+        [*range(80, 84), 96, 97, 98],
+    ]
+    expected = b"".join(
+        encode_frame(0x84, b"".join(value.to_bytes(4, "little") for value in values))
+        for values in numbers
+    ) + encode_frame(0x83, b"\1\2")
+    check_stream(
+        FrameTransmitter(identity=b"abc", whole_beats=False),
+        inputs={"i_message": messages, "i_logits": beats},
+        expected={"o": list(expected)},
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vocabulary": 62}, r"Vocabulary must be a positive multiple of 4 up to 16380, not 62"),
+        ({"vocabulary": 16384}, r"Vocabulary must be an integer from 1 to 16383, not 16384"),
         ({"context": 7}, r"Context must be an integer from 8 to 32767, not 7"),
         ({"model_hash": b"abc"}, r"Model hash must be 8 bytes, not b'abc'"),
         ({"clock_hz": 0}, r"Clock frequency must be a positive integer, not 0"),
