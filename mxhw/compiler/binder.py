@@ -82,11 +82,11 @@ class _Binder:
         missing = -weight.elements.shape[0] % self._rows
         if not missing:
             return weight
-        parts = (
-            torch.cat([part, part.new_zeros(missing, part.shape[1])])
-            for part in (weight.elements, weight.scales)
-        )
-        return MXTensor(*parts, weight.format)
+
+        def pad(part: torch.Tensor) -> torch.Tensor:
+            return torch.cat([part, part.new_zeros(missing, part.shape[1])])
+
+        return MXTensor(pad(weight.elements), pad(weight.scales), weight.format)
 
     def _refuse(self, node: Node, why: str) -> UserError:
         where = node.meta.get("source", node.name)

@@ -340,7 +340,7 @@ class FoldedDecoder(wiring.Component):
             shape=word,
             ports=len(Weights),
             parts=neighbours(p.engine_format, shape.rows),
-            **counts,
+            count_bits=shape.count_bits,
         )
         m.submodules.operand_select = self._operand_select = StreamSelect(
             shape=BlockBeat(format=p.activation_format, lanes=shape.lanes), ports=5, **counts
