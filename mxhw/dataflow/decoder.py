@@ -333,9 +333,10 @@ class FoldedDecoder(wiring.Component):
 
     def _build_routes(self, m: Module) -> None:
         p, shape = self._p, self._p.shape
-        counts = {"count_bits": shape.count_bits}
         word = BlockWord(format=p.engine_format, rows=shape.rows)
-        m.submodules.memory_route = self._memory_route = StreamRoute(shape=word, ports=2, **counts)
+        m.submodules.memory_route = self._memory_route = StreamRoute(
+            shape=word, ports=2, count_bits=shape.count_bits
+        )
         m.submodules.weight_select = self._weight_select = StreamSelect(
             shape=word,
             ports=len(Weights),
@@ -343,18 +344,22 @@ class FoldedDecoder(wiring.Component):
             count_bits=shape.count_bits,
         )
         m.submodules.operand_select = self._operand_select = StreamSelect(
-            shape=BlockBeat(format=p.activation_format, lanes=shape.lanes), ports=5, **counts
+            shape=BlockBeat(format=p.activation_format, lanes=shape.lanes),
+            ports=5,
+            count_bits=shape.count_bits,
         )
         m.submodules.result_route = self._result_route = StreamRoute(
             shape=WideBeat(lanes=shape.rows, mantissa_bits=self._engine.mantissa_bits),
             ports=3,
-            **counts,
+            count_bits=shape.count_bits,
         )
         m.submodules.wide_route = self._wide_route = StreamRoute(
-            shape=BlockBeat(format=p.wide_format, lanes=shape.lanes), ports=5, **counts
+            shape=BlockBeat(format=p.wide_format, lanes=shape.lanes),
+            ports=5,
+            count_bits=shape.count_bits,
         )
         m.submodules.fixed_route = self._fixed_route = StreamRoute(
-            shape=FixedBeat(lanes=shape.lanes), ports=2, **counts
+            shape=FixedBeat(lanes=shape.lanes), ports=2, count_bits=shape.count_bits
         )
 
     def _link_operands(self, m: Module) -> None:
