@@ -1,16 +1,14 @@
 # amaranth: UnusedElaboratable=no
 """The embedding: one row of a table that lies in weight words, as wide blocks."""
 
-from amaranth import Array, Module, Mux, Signal, Value
+from amaranth import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from mxhw.arith.pipeline import StreamFifo
 from mxhw.arith.quantize import Quantizer
 from mxhw.arith.shapes import BlockBeat, BlockWord, SharedBeat
-from mxhw.dataflow.copies import register_copies
 from mxhw.dataflow.program import EmbeddingCommand
-from mxhw.dataflow.weight_memory import neighbours
 from mxhw.formats import SCALE_BIAS, BlockFormat
 
 __all__ = ["Embedding"]
@@ -101,6 +99,7 @@ class Embedding(wiring.Component):
         held = Signal()
         # A register: the way from here goes on through the route to every block RAM of the words.
         open_ = Signal()
+        row = Signal.like(self.i_command.payload.row)
         take = Signal()
         last = beat == beats - 1
         codes = block.elements.as_value()
@@ -118,36 +117,14 @@ class Embedding(wiring.Component):
             code = lanes[lane * bits : (lane + 1) * bits].as_signed()
             m.d.comb += queue.i.payload.mantissas[lane].eq(code)
         with m.If(~held & self.i_command.valid):
-            m.d.sync += open_.eq(1)
-        self._load(m, block.as_value(), ~held & self.i_command.valid, take)
+            m.d.sync += [open_.eq(1), row.eq(self.i_command.payload.row)]
         with m.If(take):
             m.d.sync += [
                 open_.eq(0),
+                block.eq(self.i.payload[row]),
                 held.eq(1),
                 word.eq(Mux(word == self._blocks - 1, 0, word + 1)),
             ]
         with m.If(held & queue.i.ready):
             m.d.sync += [beat.eq(Mux(last, 0, beat + 1)), held.eq(~last)]
         return m
-
-    def _load(self, m: Module, block: Value, start: Value, take: Value) -> None:
-        """Keep a row of the words, from a cycle after ``start`` until one is taken.
-
-        What is loaded before has no meaning. Each part of the row has registers of its own for
-        when and which: the bits of a word lie all over a device.
-        """
-        widths = neighbours(self._format, 1)
-        loads = register_copies(1, len(widths), "load")
-        rows = register_copies(self.i_command.payload.row.shape(), len(widths), "row")
-        words = [Value.cast(self.i.payload[row]) for row in range(self._rows)]
-        first = 0
-        for width, load, row in zip(widths, loads, rows, strict=True):
-            part = slice(first, first + width)
-            first += width
-            choices = Array(word[part] for word in words)
-            with m.If(load):
-                m.d.sync += block[part].eq(choices[row])
-            with m.If(take):
-                m.d.sync += load.eq(0)
-            with m.Elif(start):
-                m.d.sync += [load.eq(1), row.eq(self.i_command.payload.row)]
