@@ -18,7 +18,7 @@ def choose_defaults(
 
     The clock is the one asked for, or the board's (:attr:`Board.design_clock_mhz`), or a lower one
     where a part of the weights lies in lookup tables: these lie farther from the engine than block
-    RAM does; measured with stories260K on the ULX3S, which is routed for 63 MHz.
+    RAM does. Placements of stories260K on the ULX3S were routed for 59 to 68 MHz.
     """
     context = Context(settings, Path(), progress)
     fitting, fewer = choose_context(context)
