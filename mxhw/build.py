@@ -149,7 +149,7 @@ def _run(
     if tokens < 1:
         raise UserError(f"Number of tokens must be at least 1, not {tokens}")
     if board is not None:
-        _check_clock(target, clock or target.design_clock_mhz)
+        _check_clock(target, target.design_clock_mhz if clock is None else clock)
     settings = Settings(
         target=target.name,
         board=board is not None,

@@ -198,6 +198,11 @@ def test_other_formats_have_a_folder_of_their_own(cli, stand):
             "Clock of 5000 MHz cannot be made on 'ulx3s-85f': No PLL setting makes "
             "5000000000 Hz from 25000000 Hz",
         ),
+        (
+            ("llama", "--board", "--clock", "0"),
+            "Clock of 0 MHz cannot be made on 'ulx3s-85f': Output frequency must be a positive "
+            "integer, not 0",
+        ),
         (("llama", "--table-budget", "0"), "Table budget must be above 0, not 0"),
         (("llama", "--table-budget", "nan"), "Table budget must be above 0, not nan"),
         (("llama", "--tokens", "0"), "Number of tokens must be at least 1, not 0"),
